@@ -1,0 +1,1 @@
+"""The outside world: the database, the blobs, the bytes of images."""

@@ -1,0 +1,215 @@
+"""What the outside world is to maskd: values and protocols. Adapters implement them and know nothing of each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol
+
+
+class UnavailableError(Exception):
+    """A shared service (database, blob store) does not answer; nobody's task is to blame and trying again may help."""
+
+
+class ConfigurationError(Exception):
+    """A shared service refuses us: wrong key, missing grant, unknown schema. The message says what to mend."""
+
+
+class RefusedError(Exception):
+    """The database does not take these values (a NUL, a number too large); without them the rest may pass."""
+
+
+class MissingBlobError(Exception):
+    """There is no blob under that key."""
+
+
+class InvalidImageError(Exception):
+    """The bytes are not an image that can be used; `code` is image_invalid or image_too_large, `message` one sentence."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class BlobStore(Protocol):
+    """Stored bytes by key. Blocking and thread-safe: called from worker threads. Every call has time-outs of its own.
+
+    Raises UnavailableError (time-out, 429, 5xx, reset after the adapter's own retries), ConfigurationError (refused
+    credentials, no such bucket), MissingBlobError.
+    """
+
+    def get(self, key: str, bytes_max: int) -> bytes:
+        """The blob's bytes; InvalidImageError("image_too_large", …) when it is larger than `bytes_max`, before reading it all."""
+        ...
+
+    def put(self, key: str, data: bytes, content_type: str) -> None:
+        """Store an immutable blob (cache header of a year). Storing the same key again with the same bytes is harmless."""
+        ...
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Delete blobs; keys that do not exist are no error."""
+        ...
+
+    def list(self, prefix: str, limit: int) -> list[str]:
+        """At most `limit` keys that begin with `prefix`, in order."""
+        ...
+
+    def probe(self) -> None:
+        """One cheap round trip that proves the store answers and the credentials hold."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A claimed row: what it asks for, and the claim (`id`, `token`) that every write about it must name."""
+
+    id: str
+    token: str
+    kind: str
+    project_id: str
+    user_id: str | None
+    source_image_url: str | None
+    text_prompt: str | None
+    params: str
+    """The row's params as JSON text; parsed by fetch."""
+    attempts: int
+    max_attempts: int
+    deaths: int
+    waited_seconds: float
+    """From when the row became pending to the claim, by the database's clock."""
+
+
+class Fate(StrEnum):
+    """How work on a task ended."""
+
+    DONE = "done"
+    FAILED = "failed"
+    RETRY = "retry"
+    RELEASED = "released"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What settle writes about one claim. `wrote` says that blobs under this claim's prefix may exist."""
+
+    id: str
+    token: str
+    fate: Fate
+    values: str = "{}"
+    """For DONE, a JSON object: mask_image_url, masks_url, result_image_url, labels, metadata."""
+    code: str | None = None
+    message: str | None = None
+    delay_seconds: float = 0.0
+    wrote: bool = False
+
+
+class Verdict(StrEnum):
+    """Why an outcome was not written: it was before, or the claim is gone. Only LOST lets the owner delete its blobs."""
+
+    ALREADY = "already"
+    LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """What a claim brought: tasks in the order to run them, when the next delayed row is due, whether suspects wait."""
+
+    tasks: tuple[Task, ...]
+    next_due_seconds: float | None = None
+    suspects: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """What a worker tells of itself: who it is, and the claims it holds, has begun, and has asked for."""
+
+    worker: str
+    lease_seconds: float
+    info: Mapping[str, Any]
+    kinds: Sequence[str]
+    held: Sequence[tuple[str, str]] = ()
+    begun_ids: Sequence[str] = ()
+    open_tokens: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Tombstone:
+    """A prefix of blobs that nobody needs any more."""
+
+    id: int
+    prefix: str
+
+
+class TaskStore(Protocol):
+    """The queue. Every method is one call of a function in `migrations/`, safe to replay, with a time-out.
+
+    Raises UnavailableError (no answer, or one that says to try again), ConfigurationError (refused, or no such schema),
+    RefusedError (the database does not take these values).
+    """
+
+    async def open(self) -> None:
+        """Connect, and check that the schema is one that this program knows; ConfigurationError says which command mends it."""
+        ...
+
+    async def close(self) -> None: ...
+
+    async def claim(self, worker: str, token: str, kinds: Sequence[str], most: int) -> Claimed:
+        """Take up to `most` tasks under `token`; asking again with one token gives the same tasks."""
+        ...
+
+    async def claim_suspects(self, worker: str, token: str, kinds: Sequence[str], most: int) -> Claimed:
+        """Take rows whose worker died under them; the caller runs nothing else meanwhile."""
+        ...
+
+    async def settle(self, outcomes: Sequence[Outcome]) -> dict[str, Verdict]:
+        """Write outcomes, each only if its claim still stands. Returns the verdicts of those that were not written."""
+        ...
+
+    async def beat(self, beat: Beat) -> list[tuple[str, str]]:
+        """Say that the worker lives; returns the held (id, token)s that are no longer its own."""
+        ...
+
+    async def rescue(self, worker: str, unserved_seconds: float) -> int:
+        """Take back the rows of dead workers; how many."""
+        ...
+
+    async def bury(self, worker: str, begun_ids: Sequence[str]) -> int:
+        """Take back the rows of a worker that is known to be dead; how many."""
+        ...
+
+    async def leave(self, worker: str) -> None:
+        """Say that the worker stops in good order."""
+        ...
+
+    async def tombstones(self, most: int) -> list[Tombstone]: ...
+
+    async def bury_tombstones(self, ids: Sequence[int]) -> None: ...
+
+    async def masks_of(self, task_id: str, project_id: str) -> str | None:
+        """`masks_url` of a finished task of the same project, else None."""
+        ...
+
+    async def key_templates(self) -> list[str]:
+        """Prefixes under which a task may name keys, with {user_id} and {project_id} to fill in."""
+        ...
+
+    async def status(self) -> dict[str, Any]:
+        """The queue at a glance: tasks by kind and status, kinds, workers, last errors."""
+        ...
+
+    async def probe(self) -> None:
+        """One cheap round trip."""
+        ...
+
+
+class WakeSource(Protocol):
+    """Where hints come from that there may be work. A hint carries nothing; losing all of them costs latency only."""
+
+    name: str
+
+    async def run(self, wake: Callable[[], None], proven: Callable[[bool], None]) -> None:
+        """Run until cancelled. Calls `wake` on every hint and after every (re)subscription, `proven(True)` once the way is
+        proven from end to end and `proven(False)` when that ends. Never raises for what the world does."""
+        ...

@@ -1,0 +1,203 @@
+"""Bytes to arrays: what users upload becomes upright RGB, or is refused in one sentence.
+
+Nothing is decoded before its size, declared in the header, is known to be within the limit; nothing outside the formats
+named here is parsed at all. Decoding releases the GIL, so threads decode side by side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageChops
+
+from storage.base import InvalidImageError
+from storage.blobs import too_large
+
+HEIC_READABLE = importlib.util.find_spec("pillow_heif") is not None
+"""Whether pillow-heif is installed, and so HEIC accepted."""
+
+PIXELS_CEILING = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+"""Pillow's own bound (178,956,970 pixels), which also guards WEBP canvases and TIFF tiles: `pixels_max` cannot go above it."""
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF") + (("HEIF",) if HEIC_READABLE else ())
+_NAMES = {"MPO": "JPEG", "HEIF": "HEIC"}
+_HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"})
+_FOREIGN = {b"GIF8": "GIF", b"%PDF": "PDF", b"<svg": "SVG", b"8BPS": "Photoshop", b"\0\0\1\0": "ICO"}
+_ACCEPTED = "JPEG, PNG, WEBP, BMP" + (", TIFF or HEIC" if HEIC_READABLE else " or TIFF")
+
+_ORIENTATION_TAG = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What sets an image upright, by its EXIF orientation; 5 and above swap width and height."""
+
+_PHOTOMETRIC_TAG, _BITS_TAG = 262, 258
+_UNREADABLE_MODES = frozenset({"I", "F", "LAB", "HSV"})
+
+if HEIC_READABLE:
+    importlib.import_module("pillow_heif").register_heif_opener()
+# Pillow warns of what is odd in a user's file, and of sizes that our own limit may allow: nothing that an operator could mend.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecodedImage:
+    """An uploaded image, upright by its EXIF orientation.
+
+    `pixels_hwc` is RGB uint8 (height, width, 3), C-contiguous and read-only; transparent parts are white. `icc_profile`
+    is the file's RGB colour profile; the pixels are not converted by it.
+    """
+
+    pixels_hwc: npt.NDArray[np.uint8]
+    content_hash: str
+    """SHA-256 of the bytes, in hex."""
+    format: str
+    """JPEG, PNG, WEBP, BMP, TIFF or HEIC."""
+    had_alpha: bool
+    icc_profile: bytes | None = field(repr=False)
+
+
+def decode(data: bytes, *, bytes_max: int, pixels_max: int) -> DecodedImage:
+    """The first frame of an image file. `pixels_max` counts width times height, up to PIXELS_CEILING.
+
+    Raises InvalidImageError: image_too_large (bytes or declared pixels), image_invalid (anything else).
+    """
+    with _parsing(pixels_max):
+        image = _open(data, bytes_max, pixels_max)
+        image.load()
+        name, profile, turn = image.format or "", _rgb_profile(image), _TURNS.get(_orientation(image))
+        image, had_alpha = _flatten(image)  # each step lets go of the last one's pixels: 200 MB where there are 50 megapixels
+        image = image if turn is None else image.transpose(turn)
+        pixels_hwc = np.ascontiguousarray(image, dtype=np.uint8)
+    pixels_hwc.setflags(write=False)
+    return DecodedImage(pixels_hwc, hashlib.sha256(data).hexdigest(), _NAMES.get(name, name), had_alpha, profile)
+
+
+def size_of(data: bytes, *, bytes_max: int, pixels_max: int) -> tuple[int, int]:
+    """Width and height of the upright image, in pixels, from its header alone: nothing is decoded.
+
+    Raises InvalidImageError as `decode` does, for what the header shows.
+    """
+    with _parsing(pixels_max):
+        image = _open(data, bytes_max, pixels_max)
+        width, height = image.size
+        return (height, width) if _orientation(image) >= 5 else (width, height)
+
+
+@contextmanager
+def _parsing(pixels_max: int) -> Iterator[None]:
+    """Turn whatever hostile or broken bytes make Pillow raise into the sentence that the user reads."""
+    try:
+        yield
+    except (InvalidImageError, MemoryError):
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # a warning where Python is told -W error
+        raise _too_many_pixels("too many", pixels_max) from error
+    except Exception as error:  # the parsers raise struct.error, KeyError, zlib.error, …: there is no shorter list
+        if "truncated" in str(error).lower():
+            raise _invalid("The image is cut short: upload the whole file again.") from error
+        raise _invalid(f"The file cannot be read as an image: send an intact {_ACCEPTED}.") from error
+
+
+def _open(data: bytes, bytes_max: int, pixels_max: int) -> Image.Image:
+    """Read the header, and refuse what is too large or of another format. Decodes nothing."""
+    if len(data) > bytes_max:
+        raise too_large(len(data), bytes_max)
+    if refusal := _foreign(data):
+        raise _invalid(refusal)
+    image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise _invalid("The image has no pixels: send one that is at least 1 x 1.")
+    if width * height > min(pixels_max, PIXELS_CEILING):
+        raise _too_many_pixels(f"{width} x {height}", pixels_max)
+    return image
+
+
+def _foreign(data: bytes) -> str | None:
+    """Why bytes that belong to no accepted format are refused, where that can be told by name."""
+    if not data:
+        return "The file is empty: upload it again."
+    if data[4:8] == b"ftyp":
+        if data[8:12] in (b"avif", b"avis"):
+            return f"AVIF is not read: send {_ACCEPTED}."
+        if data[8:12] in _HEIC_BRANDS and not HEIC_READABLE:
+            return f"HEIC is not read here, because pillow-heif is not installed: send {_ACCEPTED}."
+    name = _FOREIGN.get(data[:4])
+    return f"{name} is not read: send {_ACCEPTED}." if name else None
+
+
+def _flatten(image: Image.Image) -> tuple[Image.Image, bool]:
+    """The image as 8-bit RGB on white, and whether anything of it was declared transparent."""
+    if image.mode in _UNREADABLE_MODES:
+        raise _invalid(f"The image stores {image.mode} pixels: save it as RGB or grey with 8 or 16 bits a channel.")
+    if image.mode.startswith("I;16"):
+        return _from_16_bit(image)
+    if not image.has_transparency_data:
+        return image if image.mode == "RGB" else image.convert("RGB"), False
+    rgba = image if image.mode == "RGBA" else image.convert("RGBA")
+    rgb = rgba.convert("RGB")
+    rgb.paste((255, 255, 255), (0, 0, *rgb.size), ImageChops.invert(rgba.getchannel("A")))
+    return rgb, True
+
+
+def _from_16_bit(image: Image.Image) -> tuple[Image.Image, bool]:
+    """Grey of 16 bits (12 in some TIFF) scaled to 8, where Pillow's own conversion would clip it."""
+    tags: Any = getattr(image, "tag_v2", {})
+    top = 2 ** tags.get(_BITS_TAG, (16,))[0] - 1
+    values = np.minimum(np.arange(65536), top)
+    scale = ((values * 255 + top // 2) // top).astype(np.uint8)
+    if tags.get(_PHOTOMETRIC_TAG) == 0:  # the file calls 0 white
+        scale = 255 - scale
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        scale[key] = 255
+    return Image.fromarray(scale[np.asarray(image)]).convert("RGB"), isinstance(key, int)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation that is still to be applied, 1 to 8; Pillow has already applied that of TIFF and HEIC.
+
+    Read from the EXIF block only: that is what browsers do, and users click on what a browser shows. A block that
+    cannot be read turns nothing, as there.
+    """
+    exif = Image.Exif()
+    try:
+        exif.load(image.info.get("exif", b""))
+        value = exif.get(_ORIENTATION_TAG, 1)
+    except Exception:  # as hostile as the rest of the file, but not needed to see the picture
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def _rgb_profile(image: Image.Image) -> bytes | None:
+    """The colour profile, unless it describes a space (CMYK, grey) that the pixels are no longer in."""
+    profile = image.info.get("icc_profile")
+    return profile if isinstance(profile, bytes) and profile[16:20] == b"RGB " else None
+
+
+def _invalid(sentence: str) -> InvalidImageError:
+    return InvalidImageError("image_invalid", sentence)
+
+
+def _too_many_pixels(size: str, pixels_max: int) -> InvalidImageError:
+    limit = min(pixels_max, PIXELS_CEILING)
+    return InvalidImageError(
+        "image_too_large", f"The image has {size} pixels; at most {limit:,} are accepted: send a smaller copy."
+    )

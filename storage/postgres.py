@@ -1,0 +1,198 @@
+"""TaskStore on asyncpg: each method calls one function of `migrations/`.
+
+Enters: a DSN. Leaves: values of `storage.base`. Never holds a transaction open across an await of something else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import asyncpg
+
+from storage.base import (
+    Beat,
+    Claimed,
+    ConfigurationError,
+    Outcome,
+    RefusedError,
+    Task,
+    Tombstone,
+    UnavailableError,
+    Verdict,
+)
+from storage.schema import migration_files
+
+TRANSACTION_POOLER_PORT = 6543
+REFUSED_CREDENTIALS = ("28", "3D", "42501", "42883", "3F")  # authorization, no such database, grant, function, schema
+
+CLAIM = "select * from maskd.claim($1, $2, $3, $4)"
+CLAIM_SUSPECTS = "select * from maskd.claim_suspects($1, $2, $3, $4)"
+BEAT = "select id, token from maskd.beat($1, $2, $3, $4, $5, $6, $7, $8)"
+TEMPLATES = "select value from maskd.settings where key = 'key_templates'"
+
+
+def tls(ca_file: str | None) -> ssl.SSLContext | None:
+    """A context that verifies chain and host name against `ca_file`; None leaves it to the DSN."""
+    return None if ca_file is None else ssl.create_default_context(cafile=ca_file)
+
+
+def is_transaction_pooler(dsn: str) -> bool:
+    """Whether the DSN leads to a pooler in transaction mode: no LISTEN, no prepared statements."""
+    return urlsplit(dsn).port == TRANSACTION_POOLER_PORT
+
+
+def translate(error: BaseException) -> Exception:
+    """What a failed database call means to the rest of maskd. Messages carry no DSN."""
+    if isinstance(error, asyncpg.PostgresError):
+        state = error.sqlstate or ""
+        sentence = f"the database answered {state}: {error.args[0] if error.args else type(error).__name__}"
+        if state.startswith(REFUSED_CREDENTIALS):
+            return ConfigurationError(sentence)
+        if state.startswith(("08", "40", "53", "55", "57", "58")):
+            return UnavailableError(sentence)
+        return RefusedError(sentence)
+    if isinstance(error, (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError, EOFError)):
+        return UnavailableError(f"the database does not answer ({type(error).__name__})")
+    raise error
+
+
+class PostgresStore:
+    """TaskStore over a small pool of connections; a lost connection is replaced by the next call."""
+
+    def __init__(self, dsn: str, *, connections_max: int = 6, timeout_seconds: float = 10.0, ca_file: str | None = None) -> None:
+        self._dsn = dsn
+        self._connections_max = connections_max
+        self._timeout = timeout_seconds
+        self._ca_file = ca_file
+        self._pool: asyncpg.Pool | None = None
+
+    async def open(self) -> None:
+        options: dict[str, Any] = {"statement_cache_size": 0} if is_transaction_pooler(self._dsn) else {}
+        if self._ca_file is not None:
+            options["ssl"] = tls(self._ca_file)
+        self._pool = await asyncpg.create_pool(
+            self._dsn,
+            min_size=0,
+            max_size=self._connections_max,
+            timeout=self._timeout,
+            reset=_no_reset,
+            server_settings={"application_name": "maskd"},
+            **options,
+        )
+        await self._check_version()
+
+    async def close(self) -> None:
+        if self._pool is not None:
+            self._pool.terminate()
+            self._pool = None
+
+    async def claim(self, worker: str, token: str, kinds: Sequence[str], most: int) -> Claimed:
+        return self._claimed(token, await self._fetch(CLAIM, worker, token, kinds, most))
+
+    async def claim_suspects(self, worker: str, token: str, kinds: Sequence[str], most: int) -> Claimed:
+        return self._claimed(token, await self._fetch(CLAIM_SUSPECTS, worker, token, kinds, most))
+
+    async def settle(self, outcomes: Sequence[Outcome]) -> dict[str, Verdict]:
+        rows = await self._fetch("select id, verdict from maskd.settle($1)", "[" + ",".join(map(_outcome_json, outcomes)) + "]")
+        return {row[0]: Verdict(row[1]) for row in rows}
+
+    async def beat(self, beat: Beat) -> list[tuple[str, str]]:
+        ids = [task_id for task_id, _ in beat.held]
+        tokens = [token for _, token in beat.held]
+        rows = await self._fetch(
+            BEAT,
+            beat.worker,
+            beat.lease_seconds,
+            json.dumps(beat.info),
+            list(beat.kinds),
+            ids,
+            tokens,
+            list(beat.begun_ids),
+            list(beat.open_tokens),
+        )
+        return [(row[0], row[1]) for row in rows]
+
+    async def rescue(self, worker: str, unserved_seconds: float) -> int:
+        return int(await self._value("select maskd.rescue($1, $2)", worker, unserved_seconds))
+
+    async def bury(self, worker: str, begun_ids: Sequence[str]) -> int:
+        return int(await self._value("select maskd.bury($1, $2)", worker, list(begun_ids)))
+
+    async def leave(self, worker: str) -> None:
+        await self._fetch("select maskd.leave($1)", worker)
+
+    async def tombstones(self, most: int) -> list[Tombstone]:
+        rows = await self._fetch("select id, prefix from maskd.due_tombstones($1)", most)
+        return [Tombstone(row[0], row[1]) for row in rows]
+
+    async def bury_tombstones(self, ids: Sequence[int]) -> None:
+        await self._fetch("select maskd.bury_tombstones($1)", list(ids))
+
+    async def masks_of(self, task_id: str, project_id: str) -> str | None:
+        address: str | None = await self._value("select maskd.masks_of($1, $2)", task_id, project_id)
+        return address
+
+    async def key_templates(self) -> list[str]:
+        return [str(template) for template in json.loads(await self._value(TEMPLATES) or "[]")]
+
+    async def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(await self._value("select maskd.status()"))
+        return found
+
+    async def probe(self) -> None:
+        await self._value("select 1")
+
+    async def _check_version(self) -> None:
+        known = [file.name.partition("_")[0] for file in migration_files()]
+        if await self._value("select to_regclass('maskd.migrations') is null"):
+            raise ConfigurationError(
+                "This database has no maskd schema; run: maskd migrate (on a plain Postgres: maskd migrate --plain)"
+            )
+        applied = {row[0] for row in await self._fetch("select version from maskd.migrations")}
+        missing = [version for version in known if version not in applied]
+        if missing:
+            raise ConfigurationError(
+                f"The database schema lacks {len(missing)} migration(s), first {missing[0]}; run: maskd migrate"
+            )
+
+    @staticmethod
+    def _claimed(token: str, rows: Sequence[asyncpg.Record]) -> Claimed:
+        tasks = tuple(
+            Task(task_id, token, kind, project, user, source, text, params, attempts, most, deaths, waited)
+            for task_id, kind, project, user, source, text, params, attempts, most, deaths, waited, _, _ in rows
+            if task_id is not None
+        )
+        last = rows[-1] if rows and rows[-1][0] is None else None
+        return Claimed(tasks) if last is None else Claimed(tasks, last[11], bool(last[12]))
+
+    async def _fetch(self, query: str, *args: Any) -> list[asyncpg.Record]:
+        assert self._pool is not None, "open() comes first"
+        try:
+            async with asyncio.timeout(self._timeout), self._pool.acquire() as connection:
+                rows: list[asyncpg.Record] = await connection.fetch(query, *args)
+                return rows
+        except Exception as error:
+            raise translate(error) from error
+
+    async def _value(self, query: str, *args: Any) -> Any:
+        return (await self._fetch(query, *args))[0][0]
+
+
+async def _no_reset(_connection: object) -> None:
+    """Nothing here sets session state, so giving a connection back needs no round trip."""
+
+
+def _outcome_json(outcome: Outcome) -> str:
+    head = f'{{"id":"{outcome.id}","token":"{outcome.token}","fate":"{outcome.fate}"'
+    if outcome.code is not None:
+        head += f',"code":{json.dumps(outcome.code)},"message":{json.dumps(outcome.message)}'
+    if outcome.delay_seconds:
+        head += f',"delay":{outcome.delay_seconds}'
+    if outcome.wrote:
+        head += ',"wrote":true'
+    return head + ("}" if outcome.values == "{}" else "," + outcome.values[1:])

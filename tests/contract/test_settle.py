@@ -1,0 +1,128 @@
+"""Settling: only under a claim that stands, once, however often it is said."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from support.stores import Queue, new_id
+
+from storage.base import Fate, Outcome, RefusedError
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_done_task_has_its_values_and_keeps_its_token(queue: Queue) -> None:
+    await queue.insert()
+    (task,) = await queue.claim(new_id())
+    values = json.dumps({"mask_image_url": "m.png", "masks_url": "m.json", "labels": [{"id": 1}], "metadata": {"engine": "x"}})
+    assert await queue.settle([task], values=values) == {}
+    row = await queue.row(task.id)
+    assert (row["status"], row["mask_image_url"], json.loads(row["labels"])) == ("done", "m.png", [{"id": 1}])
+    assert row["finished_at"] is not None
+    assert str(row["claim_token"]) == task.token
+
+
+async def test_settling_again_under_the_same_token_changes_nothing_and_says_already(queue: Queue) -> None:
+    await queue.insert()
+    (task,) = await queue.claim(new_id())
+    await queue.settle([task], values='{"mask_image_url": "first"}')
+    assert await queue.settle([task], values='{"mask_image_url": "second"}') == {task.id: "already"}
+    assert (await queue.row(task.id))["mask_image_url"] == "first"
+
+
+async def test_concurrent_replays_of_one_outcome_are_never_told_lost(queue: Queue) -> None:
+    await queue.insert(40)
+    tasks = await queue.claim(new_id())
+    answers = await asyncio.gather(*(queue.settle(tasks) for _ in range(5)))
+    assert "lost" not in {verdict for answer in answers for verdict in answer.values()}
+
+
+async def test_a_stale_performer_cannot_settle_after_its_claim_was_taken_back(queue: Queue) -> None:
+    await queue.insert()
+    dead, living = new_id(), new_id()
+    await queue.beat(dead)
+    (stale,) = await queue.claim(dead)
+    await queue.silence(dead)
+    await queue.steady(living)
+    assert await queue.store.rescue(living, 600) == 1
+    (fresh,) = await queue.claim(living)
+    assert await queue.settle([stale], values='{"mask_image_url": "stale"}') == {stale.id: "lost"}
+    assert await queue.settle([fresh], values='{"mask_image_url": "fresh"}') == {}
+    assert (await queue.row(fresh.id))["mask_image_url"] == "fresh"
+
+
+async def test_one_stale_outcome_does_not_hold_up_its_neighbours(queue: Queue) -> None:
+    await queue.insert(3)
+    tasks = await queue.claim(new_id())
+    await queue.sql.execute(
+        "update public.segmentation_results set status = 'canceled', claim_token = null where id = $1", tasks[1].id
+    )
+    assert await queue.settle(tasks) == {tasks[1].id: "lost"}
+    assert await queue.statuses() == {"done": 2, "canceled": 1}
+
+
+async def test_a_failed_task_ends_with_code_and_sentence(queue: Queue) -> None:
+    await queue.insert()
+    tasks = await queue.claim(new_id())
+    await queue.settle(tasks, Fate.FAILED, code="image_invalid", message="Not an image.")
+    assert await queue.error(tasks[0].id) == {"code": "image_invalid", "message": "Not an image."}
+    assert await queue.statuses() == {"error": 1}
+
+
+async def test_a_retry_waits_for_its_delay_and_ends_when_attempts_are_spent(queue: Queue) -> None:
+    (task_id,) = await queue.insert()
+    for attempt in (1, 2, 3):
+        tasks = await queue.claim(new_id())
+        assert [task.attempts for task in tasks] == [attempt]
+        await queue.settle(tasks, Fate.RETRY, code="internal", message="No luck.", delay_seconds=3600)
+        assert await queue.claim(new_id()) == ()
+        await queue.sql.execute("update public.segmentation_results set run_after = now() where status = 'delayed'")
+    assert (await queue.row(task_id))["status"] == "error"
+    assert (await queue.error(task_id) or {})["code"] == "internal"
+
+
+async def test_a_released_task_gets_its_attempt_back(queue: Queue) -> None:
+    (task_id,) = await queue.insert()
+    await queue.settle(await queue.claim(new_id()), Fate.RELEASED)
+    row = await queue.row(task_id)
+    assert (row["status"], row["attempts"]) == ("pending", 0)
+
+
+async def test_values_that_postgres_does_not_take_are_refused_as_such(queue: Queue) -> None:
+    await queue.insert()
+    tasks = await queue.claim(new_id())
+    with pytest.raises(RefusedError):
+        await queue.settle(tasks, values='{"metadata": {"text": "\\u0000"}}')
+
+
+async def test_blobs_that_an_unfinished_attempt_may_have_written_get_a_tombstone(queue: Queue) -> None:
+    await queue.insert()
+    (task,) = await queue.claim(new_id())
+    await queue.store.settle([Outcome(task.id, task.token, Fate.RETRY, code="internal", message="x", wrote=True)])
+    (tombstone,) = await queue.store.tombstones(10)
+    assert tombstone.prefix == f"masks/{task.project_id}/{task.id}/{task.token}/"
+    assert await queue.store.tombstones(10) == [], "nobody else takes it meanwhile"
+    await queue.store.bury_tombstones([tombstone.id])
+    assert await queue.sql.fetchval("select count(*) from maskd.tombstones") == 0
+
+
+async def test_a_deleted_tasks_blobs_get_a_tombstone(queue: Queue) -> None:
+    await queue.insert()
+    (task,) = await queue.claim(new_id())
+    await queue.settle([task])
+    await queue.sql.execute("delete from public.segmentation_results where id = $1", task.id)
+    await queue.sql.execute("update maskd.tombstones set due_at = now()")
+    (tombstone,) = await queue.store.tombstones(10)
+    assert tombstone.prefix == f"masks/{task.project_id}/{task.id}/"
+
+
+async def test_retry_by_hand_starts_attempts_and_deaths_anew(queue: Queue) -> None:
+    await queue.insert(2)
+    tasks = await queue.claim(new_id())
+    await queue.settle(tasks[:1], Fate.FAILED, code="internal", message="x")
+    await queue.settle(tasks[1:], Fate.FAILED, code="image_invalid", message="x")
+    assert await queue.client.retry(None, "internal", 100) == 1
+    row = await queue.row(tasks[0].id)
+    assert (row["status"], row["attempts"], row["error"], row["claim_token"]) == ("pending", 0, None, None)
