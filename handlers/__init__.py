@@ -1,0 +1,1 @@
+"""The core: what each kind of task means, arrays in and arrays out."""

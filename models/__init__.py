@@ -1,0 +1,1 @@
+"""The networks and the classical engine, behind protocols by role."""

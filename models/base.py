@@ -1,0 +1,181 @@
+"""What a model is to the rest of maskd: protocols by role, and the values that go in and come out.
+
+Enters: RGB uint8 arrays and prompts in pixels of that image. Leaves: `Embedding` and `Mask` values. Imports no GPU library.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+ImageHWC = npt.NDArray[np.uint8]
+MaskHW = npt.NDArray[np.bool_]
+Stop = Callable[[], None]
+"""Called between steps of long work; raises `StoppedError` when nobody wants the answer any more."""
+
+
+class StoppedError(Exception):
+    """The task was cancelled, lost or out of time; the work in hand is thrown away."""
+
+
+class Role(enum.StrEnum):
+    """What a model can do; a kind runs only where every role that it needs has an engine."""
+
+    VISUAL = "visual"
+    EVERYTHING = "everything"
+    CONCEPT = "concept"
+    INPAINT = "inpaint"
+    GENERATE = "generate"
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """One mask, kept as packed bits inside its own box.
+
+    `box_xyxy` is half-open, in pixels of the image; `bits` has shape (height, ceil(width / 8)), uint8, as
+    `np.packbits(mask_hw, axis=1)` gives it. An empty mask has the box (0, 0, 0, 0) and no bits.
+    """
+
+    box_xyxy: tuple[int, int, int, int]
+    bits: npt.NDArray[np.uint8]
+    score: float = 1.0
+    predicted_iou: float | None = None
+    stability_score: float | None = None
+    label: str | None = None
+
+    @property
+    def area(self) -> int:
+        """Number of pixels inside the mask."""
+        return int(np.bitwise_count(self.bits).sum())
+
+    def crop_hw(self) -> MaskHW:
+        """The mask inside its box, bool, shape (y1 - y0, x1 - x0)."""
+        x0, y0, x1, y1 = self.box_xyxy
+        if x1 <= x0 or y1 <= y0:
+            return np.zeros((0, 0), dtype=np.bool_)
+        return np.unpackbits(self.bits, axis=1, count=x1 - x0).view(np.bool_)
+
+    def window_hw(self, box_xyxy: tuple[int, int, int, int]) -> MaskHW:
+        """The mask as seen through any box of the image, bool, shape (y1 - y0, x1 - x0); outside the mask's own box False."""
+        x0, y0, x1, y1 = box_xyxy
+        seen_hw = np.zeros((max(y1 - y0, 0), max(x1 - x0, 0)), dtype=np.bool_)
+        left, top = max(x0, self.box_xyxy[0]), max(y0, self.box_xyxy[1])
+        right, bottom = min(x1, self.box_xyxy[2]), min(y1, self.box_xyxy[3])
+        if left < right and top < bottom:
+            own_x, own_y = self.box_xyxy[:2]
+            own_hw = self.crop_hw()[top - own_y : bottom - own_y, left - own_x : right - own_x]
+            seen_hw[top - y0 : bottom - y0, left - x0 : right - x0] = own_hw
+        return seen_hw
+
+
+def pack(
+    mask_hw: MaskHW | npt.NDArray[np.uint8],
+    offset_xy: tuple[int, int] = (0, 0),
+    *,
+    score: float = 1.0,
+    predicted_iou: float | None = None,
+    stability_score: float | None = None,
+    label: str | None = None,
+) -> Mask:
+    """A mask from a crop (bool, or uint8: not 0 is inside) whose corner lies at `offset_xy` of the image; its box is tight."""
+    box_xyxy, bits = (0, 0, 0, 0), np.zeros((0, 0), dtype=np.uint8)
+    rows = np.flatnonzero(mask_hw.any(axis=1))
+    if rows.size:
+        top, bottom = int(rows[0]), int(rows[-1]) + 1
+        columns = np.flatnonzero(mask_hw[top:bottom].any(axis=0))
+        left, right = int(columns[0]), int(columns[-1]) + 1
+        bits = np.packbits(mask_hw[top:bottom, left:right], axis=1)
+        box_xyxy = (left + offset_xy[0], top + offset_xy[1], right + offset_xy[0], bottom + offset_xy[1])
+    return Mask(box_xyxy, bits, score, predicted_iou, stability_score, label)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the user pointed at, for one object. Pixels of the image; label 1 = foreground, 0 = background."""
+
+    points_xy: tuple[tuple[float, float], ...] = ()
+    labels: tuple[int, ...] = ()
+    box_xyxy: tuple[float, float, float, float] | None = None
+    mask: Mask | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EverythingOptions:
+    """How finely to look for all masks of an image (names and meaning as in segment-anything's mask generator)."""
+
+    points_per_side: int = 32
+    pred_iou_thresh: float = 0.88
+    stability_score_thresh: float = 0.95
+    box_nms_thresh: float = 0.7
+    min_mask_area: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """An image as a model sees it, computed once and prompted many times. A value: nothing changes it."""
+
+    size_hw: tuple[int, int]
+    data: Any
+    nbytes: int
+
+
+class Model(Protocol):
+    """What every engine says of itself; written into each result's metadata."""
+
+    @property
+    def engine(self) -> str: ...
+    @property
+    def model_id(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+
+
+class Embedder(Model, Protocol):
+    """A model that looks at the image once, before any prompt."""
+
+    def embed(self, image_hwc: ImageHWC) -> Embedding: ...
+
+
+class VisualSegmenter(Embedder, Protocol):
+    """Clicks, boxes and masks to masks."""
+
+    def segment(self, embedding: Embedding, prompts: Sequence[Prompt], multimask: bool | None, stop: Stop) -> list[list[Mask]]:
+        """Per prompt one mask, or three with scores when `multimask`, best first; None lets a lone point try three and keep
+        the best."""
+        ...
+
+
+class EverythingSegmenter(Embedder, Protocol):
+    """All masks of an image."""
+
+    def everything(self, embedding: Embedding, options: EverythingOptions, stop: Stop) -> list[Mask]:
+        """Every mask worth returning, largest first."""
+        ...
+
+
+class Embeddings(Protocol):
+    """Where embeddings are kept between tasks (`models.cache.EmbeddingCache`)."""
+
+    def get(self, embedder: Embedder, content_hash: str, image_hwc: ImageHWC) -> tuple[Embedding, bool]:
+        """The embedding of that image by that model, and whether it was already there."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The engines that one pool holds, by role."""
+
+    embeddings: Embeddings
+    visual: VisualSegmenter | None = None
+    everything: EverythingSegmenter | None = None
+    others: dict[Role, Model] = field(default_factory=dict)
+
+    def roles(self) -> frozenset[Role]:
+        """The roles that have an engine here."""
+        held = {Role.VISUAL: self.visual, Role.EVERYTHING: self.everything, **self.others}
+        return frozenset(role for role, model in held.items() if model is not None)

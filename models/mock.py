@@ -1,0 +1,79 @@
+"""An engine that looks at nothing: for tests and rehearsals of the daemon, chosen by its name only.
+
+Enters: the same as for any engine. Leaves: the box itself, a disc around a point, a grid of squares; always the same, at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from models.base import Embedding, EverythingOptions, ImageHWC, Mask, Prompt, Stop, pack
+
+EMBEDDING_BYTES = 1024
+DISC_SHARE = 0.1
+SCORES = (0.9, 0.6, 0.3)
+
+
+@dataclass(frozen=True, slots=True)
+class Mock:
+    """VisualSegmenter and EverythingSegmenter whose answers depend on the image's size only."""
+
+    engine: str = "mock"
+    model_id: str = "mock"
+    device: str = "cpu"
+
+    def embed(self, image_hwc: ImageHWC) -> Embedding:
+        """The image's size and nothing else."""
+        return Embedding((image_hwc.shape[0], image_hwc.shape[1]), None, EMBEDDING_BYTES)
+
+    def segment(self, embedding: Embedding, prompts: Sequence[Prompt], multimask: bool | None, stop: Stop) -> list[list[Mask]]:
+        """The prompt's mask, else its box, else a disc around its first foreground point; with `multimask` three of falling
+        score."""
+        answers = []
+        for prompt in prompts:
+            stop()
+            mask = _shape(prompt, embedding.size_hw)
+            answers.append([_scored(mask, score) for score in (SCORES if multimask else SCORES[:1])])
+        return answers
+
+    def everything(self, embedding: Embedding, options: EverythingOptions, stop: Stop) -> list[Mask]:
+        """Four squares, one in the middle of each quarter of the image, largest first."""
+        stop()
+        height, width = embedding.size_hw
+        side = max(min(height, width) // 4, 1)
+        centres = [(width * x // 4, height * y // 4) for y in (1, 3) for x in (1, 3)]
+        masks = [_scored(_box((x, y, x + side, y + side), embedding.size_hw), SCORES[0]) for x, y in centres]
+        large = [mask for mask in masks if mask.area >= max(options.min_mask_area, 1)]
+        return sorted(large, key=lambda mask: -mask.area)[: options.points_per_side**2]
+
+
+def _scored(mask: Mask, score: float) -> Mask:
+    return replace(mask, score=score, predicted_iou=score, stability_score=score)
+
+
+def _shape(prompt: Prompt, size_hw: tuple[int, int]) -> Mask:
+    if prompt.mask is not None:
+        return prompt.mask
+    if prompt.box_xyxy is not None:
+        x0, y0, x1, y1 = prompt.box_xyxy
+        return _box((int(x0), int(y0), max(round(x1), int(x0) + 1), max(round(y1), int(y0) + 1)), size_hw)
+    points = zip(prompt.points_xy, prompt.labels, strict=True)
+    x, y = next(point for point, label in points if label == 1)
+    return _disc(int(x), int(y), size_hw)
+
+
+def _box(box_xyxy: tuple[int, int, int, int], size_hw: tuple[int, int]) -> Mask:
+    x0, y0, x1, y1 = box_xyxy
+    return pack(np.ones((min(y1, size_hw[0]) - y0, min(x1, size_hw[1]) - x0), dtype=np.bool_), (x0, y0))
+
+
+def _disc(x: int, y: int, size_hw: tuple[int, int]) -> Mask:
+    radius = max(DISC_SHARE * min(size_hw), 1.0)
+    reach = int(radius) + 1
+    x0, y0 = max(x - reach, 0), max(y - reach, 0)
+    x1, y1 = min(x + reach + 1, size_hw[1]), min(y + reach + 1, size_hw[0])
+    ys, xs = np.ogrid[y0:y1, x0:x1]
+    return pack((xs - x) ** 2 + (ys - y) ** 2 <= radius**2, (x0, y0))
