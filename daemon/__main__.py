@@ -1,0 +1,5 @@
+"""`python -m daemon` is the `maskd` program."""
+
+from daemon.cli import main
+
+main()

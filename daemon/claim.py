@@ -1,0 +1,107 @@
+"""Claim: the only place that takes tasks, and only for free capacity; nothing waits here that another host could run.
+
+Enters: the bell, free room in pools. Leaves: works that this process holds. A claim whose reply is lost is asked again under
+its own token until it is answered.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+
+import structlog
+
+from daemon import metrics
+from daemon.gate import Gate
+from daemon.infer import Pool
+from daemon.wake import Wake
+from daemon.work import Held, Work
+from storage.base import Claimed, TaskStore, UnavailableError
+
+log = structlog.get_logger(__name__)
+
+Ask = Callable[[str, str, Sequence[str], int], Awaitable[Claimed]]
+
+
+class Claimer:
+    """Fills the pools of one worker for ever."""
+
+    def __init__(self, store: TaskStore, worker: str, held: Held, wake: Wake, gate: Gate, claim_max: int) -> None:
+        self._store = store
+        self._worker = worker
+        self._held = held
+        self._wake = wake
+        self._gate = gate
+        self._claim_max = claim_max
+        self._starved = False
+        held.on_leave = self._room_came_free
+
+    async def run(
+        self, pools: Sequence[Pool], admit: Callable[[Sequence[Work]], None], announce: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Claim for ever; `admit` takes works over, `announce` tells the database which works have begun."""
+        while True:
+            await self._gate.opened()
+            self._wake.forget()
+            self._starved = False
+            found, due, suspects = False, None, False
+            for pool in pools:
+                room = min(pool.room(self._held.count(pool.name)), self._claim_max)
+                if room == 0:
+                    self._starved = True
+                    continue
+                claimed = await self._ask(self._store.claim, pool, room)
+                found = found or bool(claimed.tasks)
+                due, suspects = claimed.next_due_seconds, suspects or claimed.suspects
+                admit(self._hold(pool, claimed))
+            if suspects:
+                await self._isolate(pools, admit, announce)
+            elif found:
+                self._wake.worked()
+            else:
+                await self._wake.wait(due)
+
+    async def _isolate(
+        self, pools: Sequence[Pool], admit: Callable[[Sequence[Work]], None], announce: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Run suspects with nothing else in this process, so that a death is theirs alone; the database hears of it first."""
+        await self._held.empty()
+        for pool in pools:
+            claimed = await self._ask(self._store.claim_suspects, pool, pool.capacity)
+            works = self._hold(pool, claimed)
+            if not works:
+                continue
+            log.warning("claim.isolated", tasks=len(works), kind=works[0].task.kind, deaths=works[0].task.deaths)
+            for work in works:
+                work.begun = True
+            await announce()
+            admit(works)
+            await self._held.empty()
+
+    async def _ask(self, call: Ask, pool: Pool, most: int) -> Claimed:
+        token = str(uuid.uuid4())
+        self._held.open_tokens.add(token)
+        try:
+            while True:
+                try:
+                    return await call(self._worker, token, pool.kinds, most)
+                except UnavailableError as error:
+                    self._gate.shut("database", str(error))
+                    await self._gate.opened()
+        finally:
+            self._held.open_tokens.discard(token)
+
+    def _hold(self, pool: Pool, claimed: Claimed) -> list[Work]:
+        works = [Work(task, pool.handlers[task.kind], pool.name) for task in claimed.tasks]
+        self._held.add(works)
+        for kind in {work.task.kind for work in works}:
+            waited = [work.task.waited_seconds for work in works if work.task.kind == kind]
+            metrics.CLAIMED.labels(kind).inc(len(waited))
+            histogram = metrics.WAITED.labels(kind)
+            for seconds in waited:
+                histogram.observe(seconds)
+        return works
+
+    def _room_came_free(self) -> None:
+        if self._starved:
+            self._wake.ring("slot")

@@ -1,0 +1,29 @@
+"""The `maskd` program: one command per file in `daemon/commands/`. Exit codes: 0, 1 failed, 75 restart me, 78 configuration."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from daemon.commands import demo, migrate, retry, run, status, submit
+from storage.base import ConfigurationError, RefusedError, UnavailableError
+
+EXIT_FAILED = 1
+EXIT_CONFIGURATION = 78
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="The mask daemon.")
+for command in (run.run, demo.demo, migrate.migrate, submit.submit, status.status, retry.retry):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run a command; what the user can mend is said in sentences, never as a traceback."""
+    try:
+        app()
+    except ConfigurationError as error:
+        print(error, file=sys.stderr)
+        sys.exit(EXIT_CONFIGURATION)
+    except (UnavailableError, RefusedError, TimeoutError) as error:
+        print(f"maskd: {error}", file=sys.stderr)
+        sys.exit(EXIT_FAILED)

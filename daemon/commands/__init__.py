@@ -1,0 +1,1 @@
+"""The commands of the `maskd` program, one file each."""

@@ -1,0 +1,152 @@
+"""The only reader of the environment and of `.env`. All mistakes are reported at once, each in one line.
+
+Enters: environment variables. Leaves: one frozen `Config`. Secrets are `SecretStr`: they never print.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from dotenv import dotenv_values
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+from storage.base import ConfigurationError
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+def _named(name: str, default: Any, **limits: Any) -> Any:
+    """A field that is read from the environment variable `name`."""
+    return Field(default, validation_alias=AliasChoices(name), **limits)
+
+
+class Config(BaseModel):
+    """Every setting of maskd; names of the environment stand beside their defaults."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+    database_url: SecretStr | None = _named("DATABASE_URL", None)
+    supabase_url: str | None = _named("SUPABASE_URL", None)
+    supabase_service_key: SecretStr | None = _named("SUPABASE_SERVICE_KEY", None)
+    db_ca: Path | None = _named("MASKD_DB_CA", None)
+    r2_endpoint: str | None = _named("R2_ENDPOINT", None)
+    r2_access_key_id: SecretStr | None = _named("R2_ACCESS_KEY_ID", None)
+    r2_secret_access_key: SecretStr | None = _named("R2_SECRET_ACCESS_KEY", None)
+    r2_bucket: str = _named("R2_BUCKET", "s3-images")
+    r2_public_url: str | None = _named("R2_PUBLIC_URL", None)
+    blob_dir: Path | None = _named("MASKD_BLOB_DIR", None)
+    api_secret_key: SecretStr | None = _named("API_SECRET_KEY", None)
+
+    host: str = _named("MASKD_HOST", "127.0.0.1")
+    port: int = _named("MASKD_PORT", 8000, ge=0, le=65535)
+    log_level: str = _named("MASKD_LOG_LEVEL", "info", pattern="^(debug|info|warning|error)$")
+    log_format: str = _named("MASKD_LOG_FORMAT", "auto", pattern="^(auto|json|text)$")
+    state_dir: Path = _named("MASKD_STATE_DIR", Path("~/.local/state/maskd"))
+
+    lease_seconds: float = _named("MASKD_LEASE_SECONDS", 30.0, ge=1)
+    poll_seconds: Positive = _named("MASKD_POLL_SECONDS", 20.0)
+    poll_unproven_seconds: Positive = _named("MASKD_POLL_UNPROVEN_SECONDS", 1.5)
+    drain_seconds: float = _named("MASKD_DRAIN_SECONDS", 25.0, ge=0)
+    unserved_seconds: Positive = _named("MASKD_UNSERVED_SECONDS", 600.0)
+    database_timeout_seconds: Positive = _named("MASKD_DATABASE_TIMEOUT_SECONDS", 10.0)
+    claim_max: Count = _named("MASKD_CLAIM_MAX", 100)
+    settle_batch_max: Count = _named("MASKD_SETTLE_BATCH_MAX", 500)
+    retry_seconds: Positive = _named("MASKD_RETRY_SECONDS", 2.0)
+
+    cpu_threads: int | None = _named("MASKD_CPU_THREADS", None, ge=1)
+    prefetch_batches: int = _named("MASKD_PREFETCH_BATCHES", 1, ge=0)
+    io_threads: Count = _named("MASKD_IO_THREADS", 16)
+    batch_max: Count = _named("MASKD_BATCH_MAX", 32)
+    inflight_mb: Count = _named("MASKD_INFLIGHT_MB", 1024)
+    timeout_seconds: Positive = _named("MASKD_TIMEOUT_SECONDS", 60.0)
+    embedding_cache_mb: int = _named("MASKD_EMBEDDING_CACHE_MB", 512, ge=0)
+    visual: str = _named("MASKD_VISUAL", "auto", pattern="^(auto|classical|mock)$")
+    everything: str = _named("MASKD_EVERYTHING", "auto", pattern="^(auto|classical|mock)$")
+
+    image_bytes_max: Count = _named("MASKD_IMAGE_BYTES_MAX", 50_000_000)
+    image_pixels_max: Count = _named("MASKD_IMAGE_PIXELS_MAX", 50_000_000)
+    text_characters_max: Count = _named("MASKD_TEXT_CHARACTERS_MAX", 1000)
+    points_max: Count = _named("MASKD_POINTS_MAX", 256)
+    objects_max: Count = _named("MASKD_OBJECTS_MAX", 64)
+    points_per_side_max: Count = _named("MASKD_POINTS_PER_SIDE_MAX", 64)
+    masks_max: Count = _named("MASKD_MASKS_MAX", 100)
+
+    def database_dsn(self) -> str:
+        """The DSN in clear, for the adapter that connects; never log it."""
+        assert self.database_url is not None
+        return self.database_url.get_secret_value()
+
+    def threads(self) -> int:
+        """Threads of the CPU pool: MASKD_CPU_THREADS, else OMP_NUM_THREADS, else the cores of this host."""
+        return self.cpu_threads or os.cpu_count() or 1
+
+
+def known_names() -> frozenset[str]:
+    """Every environment variable that `Config` reads."""
+    names: set[str] = set()
+    for field in Config.model_fields.values():
+        assert isinstance(field.validation_alias, AliasChoices)
+        names.update(str(choice) for choice in field.validation_alias.choices)
+    return frozenset(names)
+
+
+def load(environ: Mapping[str, str] | None = None, env_file: Path = Path(".env")) -> Config:
+    """The configuration of this process. Raises ConfigurationError that lists every mistake, one a line, without values."""
+    found = dict(os.environ if environ is None else environ)
+    merged = {**{key: value for key, value in dotenv_values(env_file).items() if value is not None}, **found}
+    values = {key: value for key, value in merged.items() if value != "" and key in known_names()}
+    if "MASKD_CPU_THREADS" not in values and merged.get("OMP_NUM_THREADS", "").isdigit():
+        values["MASKD_CPU_THREADS"] = merged["OMP_NUM_THREADS"]
+    mistakes = [_unknown(name) for name in sorted(merged) if _is_ours(name) and name not in known_names()] + _missing(values)
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        mistakes += [_sentence(dict(detail)) for detail in error.errors(include_url=False, include_input=False)]
+    if mistakes:
+        raise ConfigurationError("\n".join(mistakes))
+    return config
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith("MASKD_") and not name.startswith("MASKD_TEST_")
+
+
+def _missing(values: Mapping[str, str]) -> list[str]:
+    """What only the settings together can tell."""
+    missing = []
+    if "DATABASE_URL" not in values:
+        missing.append("DATABASE_URL is missing: the Postgres that holds segmentation_results (postgresql://…)")
+    elif urlsplit(values["DATABASE_URL"]).scheme not in ("postgres", "postgresql"):
+        missing.append("DATABASE_URL must begin with postgresql://")
+    r2 = ("R2_ENDPOINT", "R2_ACCESS_KEY_ID", "R2_SECRET_ACCESS_KEY")
+    if "MASKD_BLOB_DIR" not in values and not all(name in values for name in r2):
+        missing.append("R2_ENDPOINT, R2_ACCESS_KEY_ID and R2_SECRET_ACCESS_KEY are needed, or MASKD_BLOB_DIR for a local folder")
+    if values.get("MASKD_HOST", "127.0.0.1") not in ("127.0.0.1", "localhost", "::1") and "API_SECRET_KEY" not in values:
+        missing.append("MASKD_HOST is a public address: set API_SECRET_KEY, or bind to 127.0.0.1")
+    return missing
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, known_names(), n=1)
+    return f"{name} is not a setting of maskd" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _sentence(detail: Mapping[str, Any]) -> str:
+    where = ".".join(str(part) for part in detail["loc"])
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
+
+
+def database_url(environ: Mapping[str, str] | None = None, env_file: Path = Path(".env")) -> str:
+    """DATABASE_URL alone, for commands that need nothing else."""
+    found = {**dotenv_values(env_file), **dict(os.environ if environ is None else environ)}
+    url = found.get("DATABASE_URL")
+    if not url:
+        raise ConfigurationError("DATABASE_URL is missing: the Postgres that holds segmentation_results (postgresql://…)")
+    return url

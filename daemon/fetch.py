@@ -1,0 +1,237 @@
+"""Fetch: brings what jobs need. Works of one image share one download and one decoded array.
+
+Enters: works just claimed. Leaves: works with a Job, ready for their pool, or errors. Bounded in threads and in bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import anyio
+import anyio.to_thread
+from anyio.abc import TaskGroup
+
+from daemon import metrics
+from daemon.keys import Keys, prefixes_of
+from daemon.work import Work
+from handlers.base import Inputs, Job, Limits, RejectedError, Request, SourceImage
+from storage import images
+from storage.base import BlobStore, TaskStore
+
+MASKS_BYTES_MAX = 64 * 1024 * 1024
+
+
+class Budget:
+    """Bytes of decoded images in flight. First come, first served; one image larger than all is let through alone."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._used = 0
+        self._waiting: deque[tuple[int, anyio.Event]] = deque()
+
+    async def take(self, size: int) -> None:
+        """Wait until `size` bytes fit."""
+        if self._waiting or not self._fits(size):
+            turn = anyio.Event()
+            entry = (size, turn)
+            self._waiting.append(entry)
+            try:
+                await turn.wait()
+            except BaseException:
+                if turn.is_set():
+                    self.give(size)
+                else:
+                    self._waiting.remove(entry)
+                raise
+        else:
+            self._used += size
+
+    def give(self, size: int) -> None:
+        """`size` bytes are free again."""
+        self._used -= size
+        while self._waiting and self._fits(self._waiting[0][0]):
+            next_size, turn = self._waiting.popleft()
+            self._used += next_size
+            turn.set()
+
+    def _fits(self, size: int) -> bool:
+        return self._used == 0 or self._used + size <= self._most
+
+
+@dataclass(slots=True, eq=False)
+class Shared:
+    """One image that several works use: loaded once, its bytes given back when the last of them leaves."""
+
+    key: str
+    users: int = 0
+    image: SourceImage | None = None
+    error: Exception | None = None
+    size: int = 0
+    loaded: anyio.Event = field(default_factory=anyio.Event)
+
+
+@dataclass(frozen=True, slots=True)
+class FetchLimits:
+    """Ceilings on what is fetched."""
+
+    bytes_max: int
+    pixels_max: int
+    inflight_bytes: int
+    io_threads: int
+    decode_threads: int
+
+
+class Fetcher:
+    """Makes jobs of works. `ready` and `fail` take them over."""
+
+    def __init__(
+        self,
+        blobs: BlobStore,
+        store: TaskStore,
+        keys: Keys,
+        templates: Sequence[str],
+        limits: FetchLimits,
+        ask_limits: Limits,
+    ) -> None:
+        self._blobs = blobs
+        self._store = store
+        self._keys = keys
+        self._templates = templates
+        self._limits = limits
+        self._ask_limits = ask_limits
+        self._budget = Budget(limits.inflight_bytes)
+        self._io = anyio.CapacityLimiter(limits.io_threads)
+        self._decoding = anyio.CapacityLimiter(limits.decode_threads)
+        self._shared: dict[str, Shared] = {}
+        self._used: dict[Work, list[Shared]] = {}
+        self.ready: Callable[[Sequence[Work]], None] = lambda works: None
+        self.fail: Callable[[Work, Exception], None] = lambda work, error: None
+
+    def admit(self, tasks: TaskGroup, works: Sequence[Work]) -> None:
+        """Validate works; those that need nothing are ready at once, the others when their inputs are here."""
+        at_once = []
+        for work in works:
+            try:
+                inputs = self._parse(work)
+            except Exception as error:
+                self.fail(work, error)
+                continue
+            if inputs.source or inputs.blobs or inputs.masks:
+                tasks.start_soon(self._bring, work, inputs)
+            else:
+                work.job = Job(work.task.id, work.params)
+                at_once.append(work)
+        if at_once:
+            self.ready(at_once)
+
+    def leave(self, works: Iterable[Work]) -> None:
+        """These works are settled; images that nobody else uses go."""
+        for work in works:
+            for shared in self._used.pop(work, ()):
+                self._unuse(shared)
+
+    def _parse(self, work: Work) -> Inputs:
+        task = work.task
+        request = Request(task.kind, task.source_image_url, task.text_prompt, params_of(task.params))
+        work.params = work.handler.parse(request, self._ask_limits)
+        return work.handler.inputs(work.params)
+
+    async def _bring(self, work: Work, inputs: Inputs) -> None:
+        started = time.monotonic()
+        try:
+            prefixes = prefixes_of(self._templates, work.task.user_id, work.task.project_id)
+            source = await self._image(work, work.task.source_image_url, prefixes) if inputs.source else None
+            more = {blob.name: await self._image(work, blob.url, prefixes) for blob in inputs.blobs}
+            masks = {ref.name: await self._masks(work, ref.task_id, prefixes) for ref in inputs.masks}
+        except Exception as error:
+            self.fail(work, error)
+            return
+        work.spent("fetch", started)
+        metrics.STAGE.labels("fetch").observe(work.seconds["fetch"])
+        work.job = Job(work.task.id, work.params, source, more, masks)
+        self.ready([work])
+
+    async def _image(self, work: Work, address: str | None, prefixes: Sequence[str]) -> SourceImage:
+        if not address:
+            raise RejectedError("image_missing", "source_image_url is empty; name the uploaded image.")
+        key = self._keys.key_of(address, prefixes)
+        shared = self._shared.get(key)
+        first = shared is None
+        if shared is None:
+            shared = self._shared[key] = Shared(key)
+        shared.users += 1
+        self._used.setdefault(work, []).append(shared)
+        if first:
+            await self._load(shared)
+        else:
+            await shared.loaded.wait()
+        if shared.error is not None:
+            raise shared.error
+        assert shared.image is not None
+        return shared.image
+
+    async def _load(self, shared: Shared) -> None:
+        """Download and decode; whatever goes wrong is the same for all that wait."""
+        try:
+            data = await self._in_thread(self._io, self._blobs.get, shared.key, self._limits.bytes_max)
+            width, height = images.size_of(data, bytes_max=self._limits.bytes_max, pixels_max=self._limits.pixels_max)
+            size = len(data) + width * height * 3
+            await self._budget.take(size)
+            shared.size = size
+            decode = partial(images.decode, data, bytes_max=self._limits.bytes_max, pixels_max=self._limits.pixels_max)
+            decoded = await self._in_thread(self._decoding, decode)
+            shared.image = SourceImage(decoded.pixels_hwc, decoded.content_hash, shared.key.rpartition("/")[2])
+        except Exception as error:
+            shared.error = error
+        finally:
+            if shared.image is None:
+                self._shared.pop(shared.key, None)
+                shared.error = shared.error or RuntimeError("fetching was cancelled")
+            if shared.users == 0:
+                self._free(shared)
+            shared.loaded.set()
+
+    async def _masks(self, work: Work, task_id: str, prefixes: Sequence[str]) -> Mapping[str, Any]:
+        address = await self._store.masks_of(task_id, work.task.project_id)
+        if address is None:
+            raise RejectedError(
+                "mask_missing", f"Task {task_id} is not a finished task of this project, so it has no masks to use."
+            )
+        data = await self._in_thread(self._io, self._blobs.get, self._keys.key_of(address, prefixes), MASKS_BYTES_MAX)
+        dataset: dict[str, Any] = json.loads(data)
+        return dataset
+
+    async def _in_thread(self, limiter: anyio.CapacityLimiter, call: Callable[..., Any], *args: Any) -> Any:
+        return await anyio.to_thread.run_sync(call, *args, limiter=limiter, abandon_on_cancel=True)
+
+    def _unuse(self, shared: Shared) -> None:
+        shared.users -= 1
+        if shared.users == 0:
+            if self._shared.get(shared.key) is shared:
+                del self._shared[shared.key]
+            self._free(shared)
+
+    def _free(self, shared: Shared) -> None:
+        if shared.size:
+            self._budget.give(shared.size)
+            shared.size = 0
+        shared.image = None
+
+
+def params_of(text: str) -> Mapping[str, Any]:
+    """A row's params; RejectedError when they are no object, or more than Python reads."""
+    try:
+        params = json.loads(text)
+    except (RecursionError, ValueError) as error:  # nested too deep, or a number of too many digits
+        raise RejectedError(
+            "params_invalid", "params cannot be read: lists or numbers in it go too deep; simplify it."
+        ) from error
+    if not isinstance(params, dict):
+        raise RejectedError("params_invalid", "params must be a JSON object.")
+    return params

@@ -1,0 +1,238 @@
+"""Infer: pools of threads that run handlers. A CPU pool prepares, runs and finishes on one thread; a GPU pool owns its device by
+one thread and leaves preparing and finishing to CPU threads, so that the device never waits for them.
+
+Enters: ready works. Leaves: per work a Result or an exception. A thread past its time limit is lost until it returns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Any
+
+import structlog
+
+from daemon import metrics
+from daemon.batch import Batcher
+from daemon.journal import Journal
+from daemon.work import Work
+from handlers.base import Handler, Result
+from models.base import Models, StoppedError
+
+log = structlog.get_logger(__name__)
+
+Answer = Result | Exception
+
+
+class TimedOutError(Exception):
+    """A job took longer than its limit."""
+
+
+class Threads:
+    """Daemon threads that make blocking calls; answers come back on the event loop. Calls must not raise."""
+
+    def __init__(self, name: str, count: int) -> None:
+        self.count = count
+        self._calls: SimpleQueue[tuple[Callable[[], Any], Callable[[Any], None]]] = SimpleQueue()
+        self._loop = asyncio.get_running_loop()
+        for number in range(count):
+            threading.Thread(target=self._serve, name=f"{name}-{number}", daemon=True).start()
+
+    def submit(self, call: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        """Run `call` on a thread, then `done(answer)` on the event loop."""
+        self._calls.put((call, done))
+
+    def _serve(self) -> None:
+        while True:
+            call, done = self._calls.get()
+            answer = call()
+            try:
+                self._loop.call_soon_threadsafe(done, answer)
+            except RuntimeError:  # the loop is closed: the process is ending
+                return
+
+
+@dataclass(slots=True, eq=False)
+class Running:
+    """One batch on a thread."""
+
+    number: int
+    works: list[Work]
+    timer: asyncio.TimerHandle | None = None
+    overdue: bool = False
+    started: float = field(default_factory=time.monotonic)
+
+    def stop(self) -> None:
+        """Handlers call this between steps; it raises once nobody wants any of the batch."""
+        if all(work.stopped for work in self.works):
+            raise StoppedError
+
+
+class Pool:
+    """Where handlers run: `threads` at once, fed from a Batcher, bounded by `capacity` works in all stages together."""
+
+    def __init__(
+        self,
+        name: str,
+        models: Models,
+        handlers: Mapping[str, Handler],
+        *,
+        threads: int,
+        prefetch_batches: int,
+        batch_max: int,
+        timeout_seconds: float,
+        journal: Journal,
+        aside: Threads | None = None,
+    ) -> None:
+        self.name = name
+        self.models = models
+        self.handlers = {kind: handler for kind, handler in handlers.items() if models.roles() >= handler.ROLES}
+        self.kinds = tuple(sorted(self.handlers))
+        self.lost = 0
+        sizes = {kind: min(handler.BATCH_MAX, batch_max) for kind, handler in self.handlers.items()}
+        self._smallest = min(sizes.values(), default=1)
+        self.capacity = threads * (1 + prefetch_batches) * self._smallest
+        self.batcher = Batcher(sizes)
+        self._threads = Threads(f"maskd-{name}", threads)
+        self._aside = aside
+        self._slots = threads + (0 if aside is None else 1)  # a GPU's next batch is prepared while this one runs
+        self._busy = 0
+        self._batches = 0
+        self._timeout = timeout_seconds
+        self._journal = journal
+        self.on_answers: Callable[[Sequence[Work], Sequence[Answer]], None] = lambda works, answers: None
+        self.on_dead: Callable[[], None] = lambda: None
+
+    def room(self, held: int) -> int:
+        """How many works may be claimed: none for less than a batch, since small claims cost as much as large ones."""
+        free = self.capacity - held if self.lost < self._threads.count else 0
+        return free if free >= min(self._smallest, self.capacity) else 0
+
+    def put(self, works: Sequence[Work]) -> None:
+        """These works have all that they need."""
+        for work in works:
+            self.batcher.add(work)
+        self.kick()
+
+    def kick(self) -> None:
+        """Start as many batches as there are free threads."""
+        while (free := self._slots - self._busy) > 0:
+            works = self.batcher.take(free)
+            if not works:
+                return
+            self._start(works)
+
+    def _start(self, works: list[Work]) -> None:
+        handler = works[0].handler
+        self._batches += 1
+        self._busy += 1
+        running = Running(self._batches, works)
+        for work in works:
+            work.begun = True
+        metrics.BATCH.labels(works[0].task.kind).observe(len(works))
+        metrics.BEGUN.inc(len(works))
+        self._journal.begin(running.number, [work.task.id for work in works])
+        seconds = self._timeout * handler.TIMEOUT_FACTOR * len(works)
+        running.timer = asyncio.get_running_loop().call_later(seconds, self._overdue, running)
+        if self._aside is None:
+            self._threads.submit(lambda: run_batch(handler, running, self.models), lambda answers: self._done(running, answers))
+        else:
+            self._aside.submit(
+                lambda: prepare_batch(handler, running), lambda prepared: self._prepared(handler, running, prepared)
+            )
+
+    def _prepared(self, handler: Handler, running: Running, prepared: list[Any]) -> None:
+        self._threads.submit(
+            lambda: infer_batch(handler, running, prepared, self.models), lambda raws: self._inferred(handler, running, raws)
+        )
+
+    def _inferred(self, handler: Handler, running: Running, raws: list[Any]) -> None:
+        assert self._aside is not None
+        self._release(running)
+        self._aside.submit(lambda: finish_batch(handler, running, raws), lambda answers: self._answer(running, answers))
+
+    def _done(self, running: Running, answers: list[Answer]) -> None:
+        self._release(running)
+        self._answer(running, answers)
+
+    def _release(self, running: Running) -> None:
+        """The thread is back; what it brings is only wanted when it was in time."""
+        assert running.timer is not None
+        running.timer.cancel()
+        self._busy -= 1
+        self._journal.end(running.number)
+        metrics.BEGUN.dec(len(running.works))
+        if running.overdue:
+            self.lost -= 1
+            metrics.THREADS_LOST.labels(self.name).set(self.lost)
+            log.warning("infer.returned", pool=self.name, seconds=round(time.monotonic() - running.started, 1))
+        self.kick()
+
+    def _answer(self, running: Running, answers: list[Answer]) -> None:
+        for work in running.works:
+            work.spent("infer", running.started)
+        if any(isinstance(answer, MemoryError) for answer in answers) and len(answers) > 1:
+            self.batcher.halve(running.works[0].task.kind, len(answers))
+        if not running.overdue:
+            self.on_answers(running.works, answers)
+
+    def _overdue(self, running: Running) -> None:
+        running.overdue = True
+        self.lost += 1
+        metrics.THREADS_LOST.labels(self.name).set(self.lost)
+        log.error(
+            "infer.overdue", pool=self.name, tasks=[work.task.id for work in running.works], kind=running.works[0].task.kind
+        )
+        self.on_answers(running.works, [TimedOutError() for _ in running.works])
+        for work in running.works:
+            work.stopped = True
+        if self.lost >= self._threads.count:
+            self.on_dead()
+
+
+def run_batch(handler: Handler, running: Running, models: Models) -> list[Answer]:
+    """All three steps on one thread."""
+    return finish_batch(handler, running, infer_batch(handler, running, prepare_batch(handler, running), models))
+
+
+def prepare_batch(handler: Handler, running: Running) -> list[Any]:
+    """What `run` needs, or the exception that preparing raised, per work."""
+    return [_attempt(handler.prepare, work.job) for work in running.works]
+
+
+def infer_batch(handler: Handler, running: Running, prepared: Sequence[Any], models: Models) -> list[Any]:
+    """Raw answers or exceptions, per work; a batch that fails as a whole is tried one by one."""
+    good = [item for item in prepared if not isinstance(item, Exception)]
+    answers = iter(_infer(handler, good, models, running.stop))
+    return [item if isinstance(item, Exception) else next(answers) for item in prepared]
+
+
+def finish_batch(handler: Handler, running: Running, raws: Sequence[Any]) -> list[Answer]:
+    """Results or exceptions, per work."""
+    pairs = zip(running.works, raws, strict=True)
+    return [raw if isinstance(raw, Exception) else _attempt(handler.finish, work.job, raw) for work, raw in pairs]
+
+
+def _infer(handler: Handler, items: Sequence[Any], models: Models, stop: Callable[[], None]) -> Sequence[Any]:
+    if not items:
+        return ()
+    answers = _attempt(handler.run, items, models, stop)
+    if isinstance(answers, Exception):
+        if len(items) == 1 or isinstance(answers, StoppedError):
+            return [answers] * len(items)
+        return [_infer(handler, [item], models, stop)[0] for item in items]
+    if len(answers) != len(items):
+        return [RuntimeError(f"the handler answered {len(answers)} of {len(items)} jobs")] * len(items)
+    return answers  # type: ignore[no-any-return]
+
+
+def _attempt(call: Callable[..., Any], *args: Any) -> Any:
+    """The answer, or the exception as a value: one bad job never fails its neighbours."""
+    try:
+        return call(*args)
+    except Exception as error:
+        return error

@@ -1,0 +1,264 @@
+"""The composition root: Config → adapters → Daemon. The same `build()` for production, demo, tests and benchmarks."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import signal
+import socket
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import structlog
+
+from daemon import metrics, systemd
+from daemon.claim import Claimer
+from daemon.config import Config
+from daemon.engines import build_models
+from daemon.fetch import Fetcher, FetchLimits
+from daemon.gate import Gate
+from daemon.infer import Pool
+from daemon.journal import Journal
+from daemon.keys import Keys, bases_of
+from daemon.lease import Lease, blame_the_dead
+from daemon.pipeline import Parts, Pipeline
+from daemon.server import Server
+from daemon.settle import Settler
+from daemon.wake import Wake
+from daemon.work import Held
+from daemon.write import Writer
+from handlers.base import Handler, Limits
+from handlers.registry import discover
+from models.base import Models
+from storage.base import BlobStore, UnavailableError
+from storage.files import FileBlobs
+from storage.notify import NotifyWake
+from storage.postgres import PostgresStore, is_transaction_pooler
+from storage.r2 import R2Blobs
+
+log = structlog.get_logger(__name__)
+
+START_RETRY_SECONDS = 1.0
+STALLED_LEASES = 3.0
+MB = 1024 * 1024
+
+
+class Daemon:
+    """One worker: `run()` until `drain()`. `ready` is set once it claims."""
+
+    def __init__(self, config: Config, handlers: Mapping[str, Handler], blobs: BlobStore, models: Models) -> None:
+        self.config = config
+        self.worker = str(uuid.uuid4())
+        self.handlers = handlers
+        self.blobs = blobs
+        self.models = models
+        self.store = PostgresStore(
+            config.database_dsn(), timeout_seconds=config.database_timeout_seconds, ca_file=_text(config.db_ca)
+        )
+        key = config.api_secret_key
+        self.server = Server(config.host, config.port, None if key is None else key.get_secret_value(), self.health)
+        self.ready = anyio.Event()
+        self.pipeline: Pipeline | None = None
+        self._draining = False
+        self._started_at = time.monotonic()
+
+    def drain(self) -> None:
+        """Stop in good order; `run` returns when it is done."""
+        self._draining = True
+        systemd.notify("STOPPING=1")
+        if self.pipeline is not None:
+            self.pipeline.drain()
+
+    async def run(self) -> None:
+        """Serve until drained. Raises ConfigurationError, PoolDiedError or what crashed a loop."""
+        metrics.initialise(sorted(self.handlers))
+        await self.server.start()
+        try:
+            await self._open()
+            state_dir = self.config.state_dir.expanduser()
+            await blame_the_dead(self.store, state_dir, self.config.database_dsn())
+            journal = Journal(state_dir, self.worker, self.config.database_dsn())
+            self.pipeline = Pipeline(assemble(self, await self.store.key_templates(), journal))
+            if self._draining:
+                self.pipeline.drain()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(systemd.feed_watchdog, self.makes_progress)
+                tasks.start_soon(self._say_ready)
+                await self.pipeline.run()
+                tasks.cancel_scope.cancel()
+            journal.close()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self.server.stop()
+                await self.store.close()
+
+    def makes_progress(self) -> bool:
+        """Whether the watchdog may be fed: the beats of the lease get through, or the gate knows why they do not."""
+        if self.pipeline is None:
+            return True
+        parts = self.pipeline.parts
+        return bool(parts.gate.failing) or time.monotonic() - parts.lease.beat_at < STALLED_LEASES * self.config.lease_seconds
+
+    def health(self) -> dict[str, Any]:
+        """What /health tells."""
+        cache = self.models.embeddings
+        body: dict[str, Any] = {
+            "status": "starting",
+            "version": version(),
+            "worker": self.worker,
+            "uptime_seconds": round(time.monotonic() - self._started_at, 1),
+            "models": describe(self.models),
+            "cache": {name: getattr(cache, name) for name in ("entries", "bytes", "hits", "misses")},
+            "sessions": 0,
+        }
+        if self.pipeline is not None and self.pipeline.ready.is_set():
+            parts = self.pipeline.parts
+            failing = parts.gate.failing
+            body |= {
+                "status": "degraded" if failing else "ok",
+                "database": "database" not in failing,
+                "storage": "blobs" not in failing,
+                "wake": parts.wake.mode,
+                "in_flight": len(parts.held),
+                "pools": {
+                    name: {
+                        "kinds": pool.kinds,
+                        "capacity": pool.capacity,
+                        "held": parts.held.count(name),
+                        "threads_lost": pool.lost,
+                    }
+                    for name, pool in parts.pools.items()
+                },
+            }
+        return body
+
+    async def _open(self) -> None:
+        """Wait for a database that is not there yet; a wrong one ends the process."""
+        while True:
+            try:
+                await self.store.open()
+                return
+            except UnavailableError as error:
+                log.warning("start.waiting", reason=str(error))
+                systemd.notify("STATUS=waiting for the database", "EXTEND_TIMEOUT_USEC=15000000")
+                await anyio.sleep(START_RETRY_SECONDS)
+
+    async def _say_ready(self) -> None:
+        assert self.pipeline is not None
+        await self.pipeline.ready.wait()
+        systemd.notify("READY=1", "STATUS=claiming")
+        log.info("daemon.ready", worker=self.worker, kinds={name: pool.kinds for name, pool in self.pipeline.parts.pools.items()})
+        self.ready.set()
+
+
+def build(config: Config, handlers: Mapping[str, Handler] | None = None) -> Daemon:
+    """A daemon made of the real adapters; `handlers` replaces the discovered kinds."""
+    kinds = discover() if handlers is None else handlers
+    return Daemon(config, kinds, build_blobs(config), build_models(config))
+
+
+def build_blobs(config: Config) -> BlobStore:
+    """A local folder when MASKD_BLOB_DIR is set, else R2."""
+    if config.blob_dir is not None:
+        return FileBlobs(config.blob_dir)
+    assert config.r2_endpoint is not None and config.r2_access_key_id is not None and config.r2_secret_access_key is not None
+    return R2Blobs(
+        config.r2_endpoint,
+        config.r2_access_key_id.get_secret_value(),
+        config.r2_secret_access_key.get_secret_value(),
+        config.r2_bucket,
+        connections_max=config.io_threads,
+    )
+
+
+def build_keys(config: Config) -> Keys:
+    """How addresses in rows and keys in the bucket belong together."""
+    return Keys(bases_of(config.r2_public_url, config.r2_endpoint, config.r2_bucket), config.r2_public_url)
+
+
+def assemble(daemon: Daemon, templates: list[str], journal: Journal) -> Parts:
+    """The parts of one pipeline."""
+    config, store, held = daemon.config, daemon.store, Held()
+    wake = Wake(config.poll_seconds, config.poll_unproven_seconds)
+    gate = Gate({"database": store.probe, "blobs": partial(_probe, daemon.blobs)})
+    cpu = Pool(
+        "cpu",
+        daemon.models,
+        daemon.handlers,
+        threads=config.threads(),
+        prefetch_batches=config.prefetch_batches,
+        batch_max=config.batch_max,
+        timeout_seconds=config.timeout_seconds,
+        journal=journal,
+    )
+    limits = FetchLimits(
+        config.image_bytes_max, config.image_pixels_max, config.inflight_mb * MB, config.io_threads, config.threads()
+    )
+    asks = Limits(config.text_characters_max, config.points_max, config.objects_max, config.points_per_side_max, config.masks_max)
+    keys = build_keys(config)
+    lease = Lease(store, daemon.worker, held, config.lease_seconds, config.unserved_seconds)
+    lease.kinds = cpu.kinds
+    lease.info = {"host": socket.gethostname(), "pid": os.getpid(), "version": version(), "pools": {"cpu": cpu.kinds}}
+    dsn = config.database_dsn()
+    sources = [] if is_transaction_pooler(dsn) else [NotifyWake(dsn, ca_file=_text(config.db_ca))]
+    return Parts(
+        worker=daemon.worker,
+        store=store,
+        held=held,
+        wake=wake,
+        sources=sources,
+        gate=gate,
+        claimer=Claimer(store, daemon.worker, held, wake, gate, config.claim_max),
+        fetcher=Fetcher(daemon.blobs, store, keys, templates, limits, asks),
+        pools={"cpu": cpu},
+        writer=Writer(daemon.blobs, keys, config.io_threads, config.retry_seconds),
+        settler=Settler(store, held, gate, config.settle_batch_max),
+        lease=lease,
+        drain_seconds=config.drain_seconds,
+    )
+
+
+def describe(models: Models) -> dict[str, dict[str, str]]:
+    """Engine, model and device of each role that is held."""
+    held = {"visual": models.visual, "everything": models.everything}
+    return {
+        role: {"engine": model.engine, "model_id": model.model_id, "device": model.device}
+        for role, model in held.items()
+        if model is not None
+    }
+
+
+def version() -> str:
+    """The version of the installed distribution, or that of a checkout."""
+    try:
+        return importlib.metadata.version("maskd")
+    except importlib.metadata.PackageNotFoundError:
+        return "0+checkout"
+
+
+async def watch_signals(drain: Callable[[], None]) -> None:
+    """The first SIGTERM or SIGINT drains, a second one ends at once."""
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        seen = 0
+        async for number in signals:
+            seen += 1
+            if seen > 1:
+                log.warning("signal.second", signal=number.name)
+                os._exit(1)
+            log.info("signal.drain", signal=number.name)
+            drain()
+
+
+async def _probe(blobs: BlobStore) -> None:
+    with anyio.fail_after(60):
+        await anyio.to_thread.run_sync(blobs.probe, abandon_on_cancel=True)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

@@ -1,0 +1,52 @@
+"""Every Prometheus series of maskd, by name, in one place. Base units, no ids in labels."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+CLAIMED = Counter("maskd_tasks_claimed_total", "Tasks claimed by this worker.", ["kind"])
+SETTLED = Counter("maskd_tasks_settled_total", "Tasks settled by this worker, by kind and how they ended.", ["kind", "fate"])
+FAILED = Counter("maskd_tasks_failed_total", "Tasks that ended in error, by error code.", ["code"])
+LOST = Counter("maskd_claims_lost_total", "Claims that were taken away before they could be settled.")
+IN_FLIGHT = Gauge("maskd_tasks_in_flight", "Tasks that this worker holds now.")
+BEGUN = Gauge("maskd_tasks_begun", "Tasks that run in a handler now.")
+WAITED = Histogram("maskd_task_waited_seconds", "From pending to claimed, by the database's clock.", ["kind"], buckets=SECONDS)
+STAGE = Histogram(
+    "maskd_stage_seconds", "Time of one stage: fetch and write of one task, infer of one batch.", ["stage"], buckets=SECONDS
+)
+BATCH = Histogram("maskd_batch_tasks", "Tasks in one batch.", ["kind"], buckets=(1, 2, 4, 8, 16, 32, 64, 128))
+SETTLE_BATCH = Histogram(
+    "maskd_settle_batch_tasks", "Outcomes in one group commit.", buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500)
+)
+WAKES = Counter("maskd_wakes_total", "Hints that there may be work, by source.", ["source"])
+MODE = Gauge("maskd_wake_mode", "1 for the way in which this worker learns of work now.", ["mode"])
+GATE = Gauge("maskd_gate_closed", "1 while claims are held back because a shared service fails.", ["service"])
+BEATS_FAILED = Counter("maskd_beats_failed_total", "Beats that the database did not take.")
+RESCUED = Counter("maskd_tasks_rescued_total", "Tasks of dead workers that this worker took back.")
+ORPHANS = Counter("maskd_blobs_orphaned_total", "Blobs of superseded attempts that were deleted.")
+THREADS_LOST = Gauge("maskd_threads_lost", "Threads of a pool that hang past their time limit.", ["pool"])
+CACHE_BYTES = Gauge("maskd_embedding_cache_bytes", "Bytes of embeddings kept.")
+CACHE_HITS = Gauge("maskd_embedding_cache_hits", "Embeddings found in the cache since the start.")
+CACHE_MISSES = Gauge("maskd_embedding_cache_misses", "Embeddings that had to be computed since the start.")
+
+MODES = ("push", "degraded", "poll")
+
+
+def set_mode(mode: str) -> None:
+    """Exactly one of push, degraded and poll is 1."""
+    for each in MODES:
+        MODE.labels(each).set(1 if each == mode else 0)
+
+
+def initialise(kinds: list[str]) -> None:
+    """Every label set exists from the start, so that a rate over it is never missing."""
+    set_mode("poll")
+    for kind in kinds:
+        CLAIMED.labels(kind)
+        WAITED.labels(kind)
+        for fate in ("done", "failed", "retry", "released"):
+            SETTLED.labels(kind, fate)
+    for service in ("database", "blobs"):
+        GATE.labels(service).set(0)

@@ -1,0 +1,155 @@
+"""Settle: writes how tasks ended, many in one call. At once when idle, else all that came while the last call was under way.
+
+Enters: works with their ends. Leaves: rows, room for new claims. While the database is away outcomes wait here, bounded by what
+the pools may hold. Only the verdict `lost` lets blobs be deleted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import anyio
+import structlog
+
+from daemon import metrics
+from daemon.gate import Gate
+from daemon.infer import TimedOutError
+from daemon.work import Held, Work
+from handlers.base import RejectedError
+from storage.base import Fate, InvalidImageError, MissingBlobError, Outcome, RefusedError, TaskStore, UnavailableError, Verdict
+
+log = structlog.get_logger(__name__)
+
+BACKOFF_SECONDS_MAX = 300.0
+STRICT_JSON = json.JSONEncoder(allow_nan=False)
+
+
+def end_of(work: Work, error: Exception, retry_seconds: float) -> Outcome:
+    """What an exception means for its task. User faults end at once, faults of the row retry, shared faults cost nothing."""
+    task = work.task
+    match error:
+        case RejectedError() | InvalidImageError():
+            return Outcome(task.id, task.token, Fate.FAILED, code=error.code, message=error.message)
+        case UnavailableError():
+            return Outcome(task.id, task.token, Fate.RELEASED)
+        case TimedOutError():
+            message = "The work took longer than its time limit; send a smaller image or ask for less."
+            return Outcome(task.id, task.token, Fate.FAILED, code="timeout", message=message)
+        case MissingBlobError():
+            code, message = "image_missing", "There is no image at that address; upload it first, then send the task again."
+            if task.attempts > 1:
+                return Outcome(task.id, task.token, Fate.FAILED, code=code, message=message)
+        case MemoryError():
+            code, message = (
+                "out_of_memory",
+                "The image or the number of prompts is too large for this worker's memory; send less.",
+            )
+        case _:
+            code, message = "internal", "Something went wrong inside maskd; the log of the worker says what. Try again later."
+    delay = min(BACKOFF_SECONDS_MAX, retry_seconds * 2 ** (task.attempts - 1)) * random.uniform(0.75, 1.25)
+    return Outcome(task.id, task.token, Fate.RETRY, code=code, message=message, delay_seconds=delay)
+
+
+def encode(values: dict[str, Any]) -> str:
+    """JSON that Postgres takes: no NaN or infinity, no NUL, no lone surrogates."""
+    try:
+        text = STRICT_JSON.encode(values)
+    except ValueError:
+        return STRICT_JSON.encode(_clean(values))
+    return STRICT_JSON.encode(_clean(values)) if "\\u0000" in text or "\\ud" in text else text
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.replace("\x00", "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {_clean(str(key)): _clean(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_clean(item) for item in value]
+    return value
+
+
+class Settler:
+    """The one writer of ends."""
+
+    def __init__(self, store: TaskStore, held: Held, gate: Gate, batch_max: int) -> None:
+        self._store = store
+        self._held = held
+        self._gate = gate
+        self._batch_max = batch_max
+        self._waiting: list[tuple[Work, Outcome]] = []
+        self._some = anyio.Event()
+        self.on_lost: Callable[[Work], None] = lambda work: None
+        self.on_leave: Callable[[Sequence[Work]], None] = lambda works: None
+
+    def put(self, work: Work, outcome: Outcome) -> None:
+        """`work` has ended so. Only its first end counts."""
+        if not work.settling:
+            work.settling = True
+            self._waiting.append((work, outcome))
+            self._some.set()
+
+    async def run(self) -> None:
+        """Write for ever."""
+        while True:
+            await self._some.wait()
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Write all that waits."""
+        while self._waiting:
+            batch, self._waiting = self._waiting[: self._batch_max], self._waiting[self._batch_max :]
+            await self._write(batch)
+        self._some = anyio.Event()
+
+    async def _write(self, batch: Sequence[tuple[Work, Outcome]]) -> None:
+        outcomes = [outcome for _, outcome in batch]
+        while True:
+            try:
+                verdicts = await self._store.settle(outcomes)
+                break
+            except UnavailableError as error:
+                self._gate.shut("database", str(error))
+                await self._gate.opened_for("database")
+            except RefusedError as error:
+                await self._bisect(batch, error)
+                return
+        metrics.SETTLE_BATCH.observe(len(batch))
+        for work, _ in batch:
+            if verdicts.get(work.task.id) is Verdict.LOST:
+                metrics.LOST.inc()
+                log.warning("settle.lost", task=work.task.id, kind=work.task.kind)
+                self.on_lost(work)
+        self._count([outcome for outcome in batch if outcome[1].id not in verdicts])
+        works = [work for work, _ in batch]
+        self.on_leave(works)
+        self._held.drop(works)
+
+    async def _bisect(self, batch: Sequence[tuple[Work, Outcome]], error: RefusedError) -> None:
+        """Something in the batch is not to be written: find it, and end that task alone as `internal`."""
+        if len(batch) > 1:
+            half = len(batch) // 2
+            await self._write(batch[:half])
+            await self._write(batch[half:])
+            return
+        work, outcome = batch[0]
+        log.error("settle.refused", task=work.task.id, kind=work.task.kind, reason=str(error))
+        if outcome.code == "internal" and outcome.values == "{}":
+            raise error  # not even a plain end can be written: nothing to do with the task
+        message = "The result could not be written; the log of the worker says why."
+        await self._write(
+            [(work, Outcome(work.task.id, work.task.token, Fate.FAILED, code="internal", message=message, wrote=True))]
+        )
+
+    def _count(self, written: Sequence[tuple[Work, Outcome]]) -> None:
+        for (kind, fate, code), count in Counter((work.task.kind, end.fate, end.code) for work, end in written).items():
+            metrics.SETTLED.labels(kind, fate.value).inc(count)
+            if fate is Fate.FAILED and code is not None:
+                metrics.FAILED.labels(code).inc(count)

@@ -1,0 +1,98 @@
+"""One claimed task on its way through the stages, and the list of all that this worker holds.
+
+Every stage finds here what it may still do: a work whose `stopped` is set is wanted by nobody any more.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+
+from daemon import metrics
+from handlers.base import Handler, Job, Result
+from models.base import StoppedError
+from storage.base import Task
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """A task that this worker holds. Only the event loop changes it; threads read `stopped`."""
+
+    task: Task
+    handler: Handler
+    pool: str
+    claimed_at: float = field(default_factory=time.monotonic)
+    params: Any = None
+    job: Job | None = None
+    image_bytes: int = 0
+    begun: bool = False
+    stopped: bool = False
+    settling: bool = False
+    result: Result | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def key_prefix(self) -> str:
+        """Where this attempt's blobs lie; no other attempt ever writes there."""
+        return f"masks/{self.task.project_id}/{self.task.id}/{self.task.token}/"
+
+    def check(self) -> None:
+        """Raise StoppedError when nobody wants the answer any more."""
+        if self.stopped:
+            raise StoppedError
+
+    def spent(self, stage: str, since: float) -> None:
+        """Note the time of a stage that began at `since` (time.monotonic)."""
+        self.seconds[stage] = time.monotonic() - since
+
+
+class Held:
+    """All works of this process by task id, the tokens of claims still open, and a signal when works leave."""
+
+    def __init__(self) -> None:
+        self._works: dict[str, Work] = {}
+        self._count: dict[str, int] = {}
+        self.open_tokens: set[str] = set()
+        self._left = anyio.Event()
+        self.on_leave: Callable[[], None] | None = None
+
+    def __len__(self) -> int:
+        return len(self._works)
+
+    def __iter__(self) -> Iterator[Work]:
+        return iter(list(self._works.values()))
+
+    def count(self, pool: str) -> int:
+        """How many works that pool holds."""
+        return self._count.get(pool, 0)
+
+    def find(self, task_id: str, token: str) -> Work | None:
+        work = self._works.get(task_id)
+        return work if work is not None and work.task.token == token else None
+
+    def add(self, works: Iterable[Work]) -> None:
+        for work in works:
+            self._works[work.task.id] = work
+            self._count[work.pool] = self._count.get(work.pool, 0) + 1
+        metrics.IN_FLIGHT.set(len(self._works))
+
+    def drop(self, works: Iterable[Work]) -> None:
+        """Works that are settled leave, which makes room for the next."""
+        for work in works:
+            if self._works.get(work.task.id) is work:
+                del self._works[work.task.id]
+                self._count[work.pool] -= 1
+        metrics.IN_FLIGHT.set(len(self._works))
+        self._left.set()
+        self._left = anyio.Event()
+        if self.on_leave is not None:
+            self.on_leave()
+
+    async def empty(self) -> None:
+        """Return once nothing is held."""
+        while self._works:
+            await self._left.wait()

@@ -1,0 +1,91 @@
+"""A kind that does nothing, and a production daemon in this process that serves only it.
+
+The handler is real and is the only thing injected: everything else comes from `daemon.main.build`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from bench.ground import KIND
+
+from daemon import log
+from daemon.config import Config, load
+from daemon.main import Daemon, build
+from handlers.base import Inputs, Job, Limits, Request, Result
+from models.base import Models, Stop
+
+NOTHING = Inputs(source=False)
+EMPTY = Result()
+
+
+class Noop:
+    """A handler. `started_at` is when its last batch began (time.perf_counter); `finished` sets when `expect`ed jobs are done."""
+
+    ROLES: frozenset[Any] = frozenset()
+    BATCH_MAX = 100
+    TIMEOUT_FACTOR = 1.0
+
+    def __init__(self) -> None:
+        self.started_at = 0.0
+        self._left = 0
+        self._finished: asyncio.Event | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def expect(self, jobs: int) -> asyncio.Event:
+        """An event that is set when so many more jobs have finished."""
+        self._left, self._finished, self._loop = jobs, asyncio.Event(), asyncio.get_running_loop()
+        return self._finished
+
+    def parse(self, request: Request, limits: Limits) -> None:
+        return None
+
+    def inputs(self, params: Any) -> Inputs:
+        return NOTHING
+
+    def prepare(self, job: Job) -> None:
+        return None
+
+    def run(self, prepared: Sequence[Any], models: Models, stop: Stop) -> Sequence[Any]:
+        self.started_at = time.perf_counter()
+        self._count(len(prepared))
+        return [None] * len(prepared)
+
+    def finish(self, job: Job, raw: Any) -> Result:
+        return EMPTY
+
+    def _count(self, jobs: int) -> None:
+        self._left -= jobs
+        if self._left <= 0 and self._loop is not None and self._finished is not None:
+            self._loop.call_soon_threadsafe(self._finished.set)
+
+
+def settings(dsn: str, folder: str, **more: str) -> dict[str, str]:
+    """The environment of a benchmark's daemon; all else has its default."""
+    values = {"DATABASE_URL": dsn, "MASKD_BLOB_DIR": folder, "MASKD_STATE_DIR": f"{folder}/state", "MASKD_PORT": "0"}
+    return {**values, "MASKD_LOG_LEVEL": "warning", **more}
+
+
+@asynccontextmanager
+async def worker(dsn: str, handler: Noop, **more: str) -> AsyncIterator[Daemon]:
+    """A daemon in this event loop that claims, drained at the end."""
+    with tempfile.TemporaryDirectory() as folder:
+        config: Config = load(settings(dsn, folder, **more))
+        log.set_up(config.log_level, config.log_format, [])
+        daemon = build(config, {KIND: handler})
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(daemon.run())
+            await daemon.ready.wait()
+            yield daemon
+            daemon.drain()
+
+
+async def settled(daemon: Daemon) -> None:
+    """Return once every work that the daemon holds is settled."""
+    assert daemon.pipeline is not None
+    await daemon.pipeline.parts.held.empty()

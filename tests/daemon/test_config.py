@@ -1,0 +1,64 @@
+"""Settings: all mistakes at once, in words, without secrets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from daemon.config import database_url, load
+from storage.base import ConfigurationError
+
+GOOD = {"DATABASE_URL": "postgresql://someone:hidden-word@db/x", "MASKD_BLOB_DIR": "/tmp/blobs"}
+NOWHERE = Path("/nonexistent/.env")
+
+
+def mistakes(**values: str) -> list[str]:
+    with pytest.raises(ConfigurationError) as caught:
+        load({**GOOD, **values}, NOWHERE)
+    return str(caught.value).splitlines()
+
+
+def test_the_minimum_is_a_database_and_somewhere_for_blobs() -> None:
+    config = load(GOOD, NOWHERE)
+    assert (config.port, config.lease_seconds) == (8000, 30.0)
+
+
+def test_every_mistake_is_told_at_once() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load({"MASKD_PORT": "99999", "MASKD_LEAS_SECONDS": "3", "MASKD_LEASE_SECONDS": "soon"}, NOWHERE)
+    text = str(caught.value)
+    assert all(
+        name in text for name in ("MASKD_PORT", "MASKD_LEAS_SECONDS", "MASKD_LEASE_SECONDS", "DATABASE_URL", "R2_ENDPOINT")
+    )
+
+
+def test_an_unknown_name_is_refused_with_the_nearest_known_one() -> None:
+    assert mistakes(MASKD_LEAS_SECONDS="3") == ["MASKD_LEAS_SECONDS is not a setting of maskd; did you mean MASKD_LEASE_SECONDS?"]
+
+
+def test_a_public_address_needs_a_key() -> None:
+    assert "API_SECRET_KEY" in mistakes(MASKD_HOST="192.0.2.1")[0]
+    assert load({**GOOD, "MASKD_HOST": "192.0.2.1", "API_SECRET_KEY": "k" * 20}, NOWHERE).host == "192.0.2.1"
+
+
+def test_a_database_url_of_another_kind_is_refused_without_showing_it() -> None:
+    lines = mistakes(DATABASE_URL="mysql://someone:hidden-word@db/x")
+    assert lines == ["DATABASE_URL must begin with postgresql://"]
+
+
+def test_secrets_do_not_print() -> None:
+    assert "hidden-word" not in repr(load(GOOD, NOWHERE))
+
+
+def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text("DATABASE_URL=postgresql://file/x\nMASKD_PORT=8001\nMASKD_BLOB_DIR=/tmp/file\n")
+    config = load({"MASKD_PORT": "8002"}, file)
+    assert (config.port, str(config.blob_dir)) == (8002, "/tmp/file")
+    assert database_url({}, file) == "postgresql://file/x"
+
+
+def test_omp_num_threads_counts_when_nothing_else_is_said() -> None:
+    assert load({**GOOD, "OMP_NUM_THREADS": "3"}, NOWHERE).threads() == 3
+    assert load({**GOOD, "OMP_NUM_THREADS": "3", "MASKD_CPU_THREADS": "5"}, NOWHERE).threads() == 5

@@ -1,0 +1,163 @@
+"""Pools: one bad job never fails its neighbours, a hung thread is counted, GPU work leaves the device thread alone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import anyio
+import pytest
+from support.works import a_task, handler
+
+from daemon.infer import Answer, Pool, Threads, TimedOutError
+from daemon.journal import Journal
+from daemon.work import Work
+from handlers.base import Handler, Inputs, Job, Result
+from models.base import Models
+from models.cache import EmbeddingCache
+
+pytestmark = pytest.mark.anyio
+MODELS = Models(EmbeddingCache(0))
+
+
+def kind(run: Callable[..., Sequence[Any]], prepare: Callable[[Job], Any] = lambda job: job.params, batch: int = 8) -> Handler:
+    return handler(
+        ROLES=frozenset(),
+        BATCH_MAX=batch,
+        TIMEOUT_FACTOR=1.0,
+        parse=lambda request, limits: None,
+        inputs=lambda params: Inputs(source=False),
+        prepare=prepare,
+        run=run,
+        finish=lambda job, raw: Result(metadata={"raw": raw}),
+    )
+
+
+class Bench:
+    """A pool of one kind, and what it answered."""
+
+    def __init__(self, made: Handler, aside: Threads | None = None, timeout_seconds: float = 30.0, threads: int = 1) -> None:
+        self.made = made
+        self.answers: dict[Any, Answer] = {}
+        self.dead = anyio.Event()
+        self._count = anyio.Event()
+        self._wanted = 0
+        self.pool = Pool(
+            "test",
+            MODELS,
+            {"k": made},
+            threads=threads,
+            prefetch_batches=1,
+            batch_max=32,
+            timeout_seconds=timeout_seconds,
+            journal=Journal(None, "w", "db"),
+            aside=aside,
+        )
+        self.pool.on_answers = self._take
+        self.pool.on_dead = self.dead.set
+
+    def _take(self, works: Sequence[Work], answers: Sequence[Answer]) -> None:
+        for work, answer in zip(works, answers, strict=True):
+            self.answers[work.params] = answer
+        if len(self.answers) >= self._wanted:
+            self._count.set()
+
+    async def give(self, *params: Any) -> dict[Any, Answer]:
+        works = [Work(a_task("k"), self.made, "test", params=each, job=Job("t", each)) for each in params]
+        self._wanted = len(params)
+        self.pool.put(works)
+        with anyio.fail_after(20):
+            await self._count.wait()
+        return self.answers
+
+
+async def test_a_batch_is_answered_in_order() -> None:
+    answers = await Bench(kind(lambda items, models, stop: [item * 2 for item in items])).give(1, 2, 3)
+    assert {key: answer.metadata["raw"] for key, answer in answers.items() if isinstance(answer, Result)} == {1: 2, 2: 4, 3: 6}
+
+
+async def test_a_job_that_cannot_be_prepared_leaves_its_neighbours_alone() -> None:
+    def prepare(job: Job) -> Any:
+        return 1 // job.params
+
+    answers = await Bench(kind(lambda items, models, stop: list(items), prepare)).give(1, 0, 2)
+    assert isinstance(answers[0], ZeroDivisionError)
+    assert isinstance(answers[1], Result)
+    assert isinstance(answers[2], Result)
+
+
+async def test_a_batch_that_fails_as_a_whole_is_tried_one_by_one() -> None:
+    def run(items: Sequence[int], models: Models, stop: Any) -> list[int]:
+        if 13 in items:
+            raise ValueError("unlucky")
+        return list(items)
+
+    answers = await Bench(kind(run)).give(1, 13, 2)
+    assert isinstance(answers[13], ValueError)
+    assert [isinstance(answers[key], Result) for key in (1, 2)] == [True, True]
+
+
+async def test_a_handler_that_answers_too_little_fails_its_jobs_and_nothing_else() -> None:
+    bench = Bench(kind(lambda items, models, stop: []))
+    assert {type(answer) for answer in (await bench.give(1, 2)).values()} == {RuntimeError}
+    assert bench.pool.room(0) > 0
+
+
+async def test_a_job_past_its_limit_times_out_and_its_thread_is_lost_until_it_returns() -> None:
+    let_go = threading.Event()
+
+    def run(items: Sequence[int], models: Models, stop: Any) -> list[int]:
+        let_go.wait(30)
+        return list(items)
+
+    bench = Bench(kind(run), timeout_seconds=0.1)
+    answers = await bench.give(1)
+    assert isinstance(answers[1], TimedOutError)
+    assert (bench.pool.lost, bench.pool.room(0)) == (1, 0)
+    with anyio.fail_after(10):
+        await bench.dead.wait()
+    let_go.set()
+    with anyio.fail_after(10):
+        while bench.pool.lost:
+            await anyio.lowlevel.checkpoint()
+    assert isinstance(bench.answers[1], TimedOutError), "what comes too late is not wanted"
+
+
+async def test_work_that_nobody_wants_stops_at_the_next_step() -> None:
+    started = threading.Event()
+
+    def run(items: Sequence[int], models: Models, stop: Callable[[], None]) -> list[int]:
+        started.set()
+        while True:
+            stop()
+
+    bench = Bench(kind(run))
+    work = Work(a_task("k"), bench.made, "test", params=1, job=Job("t", 1))
+    bench._wanted = 1
+    bench.pool.put([work])
+    await anyio.to_thread.run_sync(started.wait, 10)
+    work.stopped = True
+    with anyio.fail_after(10):
+        await bench._count.wait()
+    assert type(bench.answers[1]).__name__ == "StoppedError"
+
+
+async def test_a_gpu_pool_prepares_and_finishes_beside_the_device_thread() -> None:
+    names: dict[str, str] = {}
+
+    def note(step: str) -> None:
+        names[step] = threading.current_thread().name
+
+    made = handler(
+        ROLES=frozenset(),
+        BATCH_MAX=4,
+        TIMEOUT_FACTOR=1.0,
+        prepare=lambda job: note("prepare"),
+        run=lambda items, models, stop: [note("run") for _ in items],
+        finish=lambda job, raw: note("finish") or Result(),
+    )
+    await Bench(made, aside=Threads("aside", 2)).give(1)
+    assert names["run"].startswith("maskd-test")
+    assert names["prepare"].startswith("aside")
+    assert names["finish"].startswith("aside")
