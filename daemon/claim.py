@@ -6,6 +6,7 @@ its own token until it is answered.
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -44,16 +45,21 @@ class Claimer:
             await self._gate.opened()
             self._wake.forget()
             self._starved = False
-            found, due, suspects = False, None, False
+            found, suspects = False, False
+            due: float | None = None
             for pool in pools:
                 room = min(pool.room(self._held.count(pool.name)), self._claim_max)
                 if room == 0:
                     self._starved = True
                     continue
                 claimed = await self._ask(self._store.claim, pool, room)
-                found = found or bool(claimed.tasks)
-                due, suspects = claimed.next_due_seconds, suspects or claimed.suspects
-                admit(self._hold(pool, claimed))
+                found, suspects = found or bool(claimed.tasks), suspects or claimed.suspects
+                due = min((each for each in (due, claimed.next_due_seconds) if each is not None), default=None)
+                works = self._hold(pool, claimed)
+                if len(works) == room:  # there is more: ask for it first, and admit these while the database is at it
+                    asyncio.get_running_loop().call_soon(admit, works)
+                else:
+                    admit(works)
             if suspects:
                 await self._isolate(pools, admit, announce)
             elif found:
@@ -97,9 +103,7 @@ class Claimer:
         for kind in {work.task.kind for work in works}:
             waited = [work.task.waited_seconds for work in works if work.task.kind == kind]
             metrics.CLAIMED.labels(kind).inc(len(waited))
-            histogram = metrics.WAITED.labels(kind)
-            for seconds in waited:
-                histogram.observe(seconds)
+            metrics.WAITED.labels(kind).observe(max(waited))
         return works
 
     def _room_came_free(self) -> None:

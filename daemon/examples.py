@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 PHOTOS = Path(__file__).with_name("photos")
+CREDITS = "Photos: Eileen Collins (NASA, public domain); Chelsea by Stéfan van der Walt, coffee by Rachel Michetti (both CC0)."
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +22,6 @@ class Example:
     text: str | None = None
     ends: str = "done"
 
-    def photo_path(self) -> Path:
-        """The photo that it is about."""
-        return PHOTOS / self.photo
-
     def ended_well(self, row: Mapping[str, Any]) -> bool:
         """Whether the task's row says what it must."""
         return bool(row["status"] == "done") if self.ends == "done" else (row["error"] or {}).get("code") == self.ends
@@ -32,9 +29,15 @@ class Example:
 
 EXAMPLES = (
     Example("A box around the cat", "segment_visual", "chelsea.jpg", {"boxes": [[20, 0, 405, 299]]}, "cat"),
-    Example("Two clicks, both eyes", "segment_visual", "chelsea.jpg", {"points": [[200, 120], [300, 150]]}, "eyes"),
     Example("One click on the cup", "segment_visual", "coffee.jpg", {"points": [[290, 150]]}, "cup"),
-    Example("A box around it all", "segment_visual", "coffee.jpg", {"boxes": [[70, 10, 480, 385]]}, "cup and saucer"),
+    Example(
+        "Three objects in one task",
+        "segment_visual",
+        "astronaut.jpg",
+        {"objects": [{"points": [[220, 120]]}, {"box": [20, 190, 400, 512]}, {"box": [300, 340, 512, 512]}]},
+    ),
+    Example("Two clicks, both eyes", "segment_visual", "chelsea.jpg", {"points": [[200, 120], [300, 150]]}, "eyes"),
+    Example("Everything, finely", "segment_everything", "coffee.jpg", {}),
     Example(
         "The head, not the collar",
         "segment_visual",
@@ -42,28 +45,16 @@ EXAMPLES = (
         {"points": [{"x": 220, "y": 120, "label": 1}, {"x": 210, "y": 232, "label": 0}]},
         "head",
     ),
+    Example("A box around it all", "segment_visual", "coffee.jpg", {"boxes": [[70, 10, 480, 385]]}, "cup and saucer"),
     Example(
-        "Three objects in one task",
-        "segment_visual",
-        "astronaut.jpg",
-        {"objects": [{"points": [[220, 120]]}, {"box": [20, 190, 400, 512]}, {"box": [300, 340, 512, 512]}]},
-        "object",
-    ),
-    Example(
-        "One click, three answers",
-        "segment_visual",
-        "astronaut.jpg",
-        {"points": [[220, 120]], "multimask": True},
-        "candidate",
-    ),
-    Example("Everything, finely", "segment_everything", "coffee.jpg", {}),
-    Example("Everything, coarsely", "segment_everything", "astronaut.jpg", {"points_per_side": 6, "min_mask_area": 400}),
-    Example(
-        "A click outside the photo",
+        "A rough outline, made exact",
         "segment_visual",
         "coffee.jpg",
-        {"points": [[900, 120]]},
-        "nothing",
-        ends="prompt_invalid",
+        {"objects": [{"mask": {"polygon": [[315, 250], [345, 230], [385, 240], [400, 290], [360, 310], [325, 300]]}}]},
+        "spoon",
     ),
+    Example("Everything, coarsely", "segment_everything", "astronaut.jpg", {"points_per_side": 6, "min_mask_area": 400}),
+    Example("One click, three answers", "segment_visual", "astronaut.jpg", {"points": [[220, 120]], "multimask": True}),
+    Example("A click beside the photo", "segment_visual", "coffee.jpg", {"points": [[900, 120]]}, ends="prompt_invalid"),
+    Example("A misspelt parameter", "segment_visual", "chelsea.jpg", {"bboxes": [[20, 0, 405, 299]]}, ends="params_invalid"),
 )

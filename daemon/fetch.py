@@ -5,7 +5,6 @@ Enters: works just claimed. Leaves: works with a Job, ready for their pool, or e
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,9 +14,9 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
+import orjson
 from anyio.abc import TaskGroup
 
-from daemon import metrics
 from daemon.keys import Keys, prefixes_of
 from daemon.work import Work
 from handlers.base import Inputs, Job, Limits, RejectedError, Request, SourceImage
@@ -153,7 +152,6 @@ class Fetcher:
             self.fail(work, error)
             return
         work.spent("fetch", started)
-        metrics.STAGE.labels("fetch").observe(work.seconds["fetch"])
         work.job = Job(work.task.id, work.params, source, more, masks)
         self.ready([work])
 
@@ -204,7 +202,7 @@ class Fetcher:
                 "mask_missing", f"Task {task_id} is not a finished task of this project, so it has no masks to use."
             )
         data = await self._in_thread(self._io, self._blobs.get, self._keys.key_of(address, prefixes), MASKS_BYTES_MAX)
-        dataset: dict[str, Any] = json.loads(data)
+        dataset: dict[str, Any] = orjson.loads(data)
         return dataset
 
     async def _in_thread(self, limiter: anyio.CapacityLimiter, call: Callable[..., Any], *args: Any) -> Any:
@@ -227,7 +225,7 @@ class Fetcher:
 def params_of(text: str) -> Mapping[str, Any]:
     """A row's params; RejectedError when they are no object, or more than Python reads."""
     try:
-        params = json.loads(text)
+        params = orjson.loads(text)
     except (RecursionError, ValueError) as error:  # nested too deep, or a number of too many digits
         raise RejectedError(
             "params_invalid", "params cannot be read: lists or numbers in it go too deep; simplify it."

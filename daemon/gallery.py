@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import zlib
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -61,7 +62,16 @@ class Card:
         return {int(label["id"]): str(label["color"]) for label in self.row["labels"] or () if label["color"]}
 
 
-def page(cards: Sequence[Card], seconds: float) -> str:
+@dataclass(frozen=True, slots=True)
+class Pointed:
+    """What a task points with, in pixels of the photo: x0, y0, x1, y1; x, y, label; corners."""
+
+    boxes: list[Sequence[float]]
+    points: list[tuple[float, float, int]]
+    polygons: list[Sequence[Sequence[float]]]
+
+
+def page(cards: Sequence[Card], seconds: float, footer: str = "") -> str:
     """The whole page; `seconds` is how long all tasks took together."""
     return f"""<!doctype html>
 <html lang="en">
@@ -69,7 +79,7 @@ def page(cards: Sequence[Card], seconds: float) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>maskd demo</title>
 <style>
-{STYLE.read_text(encoding="utf-8")}</style>
+{STYLE.read_text(encoding="utf-8")}{_backgrounds(cards)}</style>
 <header>
 <div><h1>maskd demo</h1><p>Rows went into a table, masks came out. Point at a mask to see what it is.</p></div>
 {_summary(cards, seconds)}
@@ -77,7 +87,7 @@ def page(cards: Sequence[Card], seconds: float) -> str:
 </header>
 <main>
 {"".join(_card(card) for card in cards)}</main>
-<footer>Photos: Eileen Collins (NASA, public domain); Chelsea by Stéfan van der Walt and coffee by Rachel Michetti (both CC0).</footer>
+<footer>{_text(footer)}</footer>
 </html>
 """
 
@@ -91,6 +101,16 @@ def _summary(cards: Sequence[Card], seconds: float) -> str:
     return f"<dl>{''.join(items)}</dl>"
 
 
+def _backgrounds(cards: Sequence[Card]) -> str:
+    """The photos once more for use behind and below the large ones; each only once, however many cards show it."""
+    photos = {card.photo.name: card.photo for card in cards}
+    return "".join(f".{_class(photo)} {{ background-image: url({photo.inline()}); }}\n" for photo in photos.values())
+
+
+def _class(photo: File) -> str:
+    return f"photo-{zlib.crc32(photo.data):08x}"
+
+
 def _switch(name: str) -> str:
     return f'<label><input type="checkbox" id="show-{name}" checked>{name}</label>'
 
@@ -101,7 +121,7 @@ def _card(card: Card) -> str:
 {_answers(card)}<div class="words">
 <h2>{_text(card.title)}</h2>
 {_chips(card)}
-<p class="asked">{_text(asked(card.params, card.text))}</p>
+<ul class="asked">{"".join(f"<li>{_text(word)}</li>" for word in in_words(card.params, card.text))}</ul>
 {_problem(card)}{_found(card)}<details><summary>row and files</summary>{_links(card)}<pre>{_text(_json(card))}</pre></details>
 </div>
 </article>
@@ -111,7 +131,7 @@ def _card(card: Card) -> str:
 def _stage(card: Card) -> str:
     """The photo, the very mask image that was written over it, outlines and prompts; a painted result instead of both."""
     photo, result = card.photo.inline(), card.files.get("result_image_url")
-    parts = [f'<img class="backdrop" src="{photo}" alt="">']
+    parts = [f'<div class="backdrop {_class(card.photo)}"></div>']
     parts.append(f'<img src="{photo if result is None else result.inline()}" alt="{_text(card.title)}">')
     mask = card.files.get("mask_image_url")
     if mask is not None and result is None:
@@ -135,14 +155,11 @@ def _outlines(card: Card) -> str:
 
 
 def _prompts(card: Card) -> str:
-    size_wh = _size(card.photo)
-    boxes, points = pointed(card.params)
-    rects = [
-        f'<rect class="{layer}" x="{x0:g}" y="{y0:g}" width="{x1 - x0:g}" height="{y1 - y0:g}"/>'
-        for x0, y0, x1, y1 in boxes
-        for layer in ("under", "over")
-    ]
-    return _svg(card.photo, "prompts", "".join([*rects, *(_dot(x, y, label, size_wh) for x, y, label in points)]))
+    size_wh, asked = _size(card.photo), pointed(card.params)
+    corners = [f"{x0:g},{y0:g} {x1:g},{y0:g} {x1:g},{y1:g} {x0:g},{y1:g}" for x0, y0, x1, y1 in asked.boxes]
+    corners += [" ".join(f"{x:g},{y:g}" for x, y in polygon) for polygon in asked.polygons]
+    lines = [f'<polygon class="{layer}" points="{points}"/>' for points in corners for layer in ("under", "over")]
+    return _svg(card.photo, "prompts", "".join([*lines, *(_dot(x, y, label, size_wh) for x, y, label in asked.points)]))
 
 
 def _dot(x: float, y: float, label: int, size_wh: tuple[int, int]) -> str:
@@ -161,7 +178,7 @@ def _answers(card: Card) -> str:
         return ""
     own = next(iter(card.colours().values()))
     figures = [
-        f'<figure class="stage"><img src="{card.photo.inline()}" alt="">'
+        f'<figure class="stage"><div class="{_class(card.photo)}"></div>'
         + _svg(card.photo, "", f'<path style="--own:{_text(own)}" d="{_path(each)}"/>')
         + f"<figcaption>{'best, ' if place == 0 else ''}{each['score']:.2f}</figcaption></figure>"
         for place, each in enumerate(annotations)
@@ -204,21 +221,24 @@ def _names(card: Card) -> dict[int, str]:
     return {int(label["id"]): f"{label['label']} {label['score']:.2f}, {label['area']:,} px" for label in labels}
 
 
-def asked(params: Object, text: str | None) -> str:
-    """The task's question in a few words."""
-    boxes, points = pointed(params)
+def in_words(params: Object, text: str | None) -> list[str]:
+    """The task's question, a few words per part of it."""
+    asked = pointed(params)
     words = [f'"{text}"'] if text else []
-    words += [f"box {', '.join(f'{value:g}' for value in box)}" for box in boxes]
-    words += [f"{'+' if label else '−'} point {x:g}, {y:g}" for x, y, label in points]
+    words += [f"box {', '.join(f'{value:g}' for value in box)}" for box in asked.boxes]
+    words += [f"{'+' if label else '−'} point {x:g}, {y:g}" for x, y, label in asked.points]
+    words += [f"outline of {len(polygon)} corners" for polygon in asked.polygons]
     words += [f"{name} {json.dumps(params[name])}" for name in params if name not in ("boxes", "points", "objects")]
-    return " · ".join(words) or "no prompt"
+    return words or ["the photo alone"]
 
 
-def pointed(params: Object) -> tuple[list[Sequence[float]], list[tuple[float, float, int]]]:
-    """Boxes, and points as (x, y, label), of the task and of its objects."""
+def pointed(params: Object) -> Pointed:
+    """Everything that a task and its objects point with."""
     wanted = [params, *params.get("objects", ())]
     boxes = [box for each in wanted for box in (*each.get("boxes", ()), *([each["box"]] if "box" in each else ()))]
-    return boxes, [_point(point) for each in wanted for point in each.get("points", ())]
+    points = [_point(point) for each in wanted for point in each.get("points", ())]
+    polygons = [each["mask"]["polygon"] for each in wanted if "polygon" in each.get("mask", {})]
+    return Pointed(boxes, points, polygons)
 
 
 def _point(point: Any) -> tuple[float, float, int]:

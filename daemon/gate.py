@@ -5,13 +5,15 @@ Enters: reports of failure. Leaves: the claim loop waits or goes on. So an outag
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Awaitable, Callable, Mapping
 
 import anyio
 import structlog
 
 from daemon import metrics
-from storage.base import UnavailableError
+from storage.base import ConfigurationError, UnavailableError
 
 log = structlog.get_logger(__name__)
 
@@ -25,6 +27,7 @@ class Gate:
         self._probes = probes
         self._probe_seconds = probe_seconds
         self._failing: set[str] = set()
+        self._opened_at: dict[str, float] = {}
         self._changed = anyio.Event()
 
     @property
@@ -61,12 +64,18 @@ class Gate:
                 await anyio.sleep(self._probe_seconds)
 
     async def _try(self, service: str) -> None:
+        if time.monotonic() - self._opened_at.get(service, -math.inf) < self._probe_seconds:
+            return  # its probe succeeds and what we want of it does not: no faster than this
         try:
             await self._probes[service]()
         except (UnavailableError, TimeoutError):
             return
+        except ConfigurationError as error:
+            log.error("gate.refused", service=service, reason=str(error))  # revoked while we run: somebody must mend it
+            return
         log.info("gate.opened", service=service)
         self._failing.discard(service)
+        self._opened_at[service] = time.monotonic()
         metrics.GATE.labels(service).set(0)
         self._change()
 

@@ -173,8 +173,10 @@ class Pool:
         self.kick()
 
     def _answer(self, running: Running, answers: list[Answer]) -> None:
+        seconds = time.monotonic() - running.started
+        metrics.STAGE.labels("infer").observe(seconds)
         for work in running.works:
-            work.spent("infer", running.started)
+            work.stages_ms["infer"] = round(seconds * 1000, 1)
         if any(isinstance(answer, MemoryError) for answer in answers) and len(answers) > 1:
             self.batcher.halve(running.works[0].task.kind, len(answers))
         if not running.overdue:

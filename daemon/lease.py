@@ -93,8 +93,11 @@ class Lease:
                 self.failing(str(error))
 
     async def _sweep(self, bury: Callable[[Tombstone], Awaitable[bool]]) -> None:
-        tombstones = await self._store.tombstones(TOMBSTONES_MAX)
-        done = [tombstone.id for tombstone in tombstones if await bury(tombstone)]
+        done = []
+        for tombstone in await self._store.tombstones(TOMBSTONES_MAX):
+            if not await bury(tombstone):
+                break  # the blob store fails, slowly perhaps: rescues must not wait for it
+            done.append(tombstone.id)
         if done:
             await self._store.bury_tombstones(done)
 

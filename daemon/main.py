@@ -65,12 +65,12 @@ class Daemon:
         self.server = Server(config.host, config.port, None if key is None else key.get_secret_value(), self.health)
         self.ready = anyio.Event()
         self.pipeline: Pipeline | None = None
-        self._draining = False
+        self._stopping = anyio.Event()
         self._started_at = time.monotonic()
 
     def drain(self) -> None:
         """Stop in good order; `run` returns when it is done."""
-        self._draining = True
+        self._stopping.set()
         systemd.notify("STOPPING=1")
         if self.pipeline is not None:
             self.pipeline.drain()
@@ -81,11 +81,14 @@ class Daemon:
         await self.server.start()
         try:
             await self._open()
+            if self._stopping.is_set():
+                return
+            await self._try_blobs()
             state_dir = self.config.state_dir.expanduser()
             await blame_the_dead(self.store, state_dir, self.config.database_dsn())
             journal = Journal(state_dir, self.worker, self.config.database_dsn())
             self.pipeline = Pipeline(assemble(self, await self.store.key_templates(), journal))
-            if self._draining:
+            if self._stopping.is_set():
                 self.pipeline.drain()
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(systemd.feed_watchdog, self.makes_progress)
@@ -140,7 +143,7 @@ class Daemon:
 
     async def _open(self) -> None:
         """Wait for a database that is not there yet; a wrong one ends the process."""
-        while True:
+        while not self._stopping.is_set():
             try:
                 await self.store.open()
                 return
@@ -148,6 +151,13 @@ class Daemon:
                 log.warning("start.waiting", reason=str(error))
                 systemd.notify("STATUS=waiting for the database", "EXTEND_TIMEOUT_USEC=15000000")
                 await anyio.sleep(START_RETRY_SECONDS)
+
+    async def _try_blobs(self) -> None:
+        """Wrong credentials end the process with a sentence; a store that is away now is the gate's business."""
+        try:
+            await _probe(self.blobs)
+        except (UnavailableError, TimeoutError) as error:
+            log.warning("start.blobs_away", reason=str(error))
 
     async def _say_ready(self) -> None:
         assert self.pipeline is not None

@@ -12,7 +12,12 @@ FAILED = Counter("maskd_tasks_failed_total", "Tasks that ended in error, by erro
 LOST = Counter("maskd_claims_lost_total", "Claims that were taken away before they could be settled.")
 IN_FLIGHT = Gauge("maskd_tasks_in_flight", "Tasks that this worker holds now.")
 BEGUN = Gauge("maskd_tasks_begun", "Tasks that run in a handler now.")
-WAITED = Histogram("maskd_task_waited_seconds", "From pending to claimed, by the database's clock.", ["kind"], buckets=SECONDS)
+WAITED = Histogram(
+    "maskd_task_waited_seconds",
+    "From pending to claimed: the longest of each claim.",
+    ["kind"],
+    buckets=SECONDS,
+)
 STAGE = Histogram(
     "maskd_stage_seconds", "Time of one stage: fetch and write of one task, infer of one batch.", ["stage"], buckets=SECONDS
 )

@@ -62,6 +62,7 @@ class Pipeline:
         self.ready = anyio.Event()
         self._claiming = anyio.CancelScope()
         self._drain = anyio.Event()
+        self._dead = False
         self._failed: asyncio.Future[None] | None = None
 
     def drain(self) -> None:
@@ -89,6 +90,8 @@ class Pipeline:
             outer.cancel_scope.cancel()
         with anyio.move_on_after(FLUSH_SECONDS):
             await self._leave()
+        if self._dead:
+            raise PoolDiedError("every thread of a pool hangs past its time limit")
 
     def _join(self, inner: TaskGroup, outer: TaskGroup) -> None:
         """Each stage hands over to the next."""
@@ -99,11 +102,12 @@ class Pipeline:
         parts.writer.failing = lambda reason: parts.gate.shut("blobs", reason)
         parts.lease.failing = lambda reason: parts.gate.shut("database", reason)
         parts.settler.on_leave = parts.fetcher.leave
+        parts.settler.on_again = partial(parts.wake.ring, "again")
         parts.settler.on_lost = partial(_start, outer, parts.writer.discard)
         parts.lease.on_gone = self._forget
         for pool in parts.pools.values():
             pool.on_answers = lambda works, answers: parts.writer.answers(outer, works, answers)
-            pool.on_dead = lambda: self._fail(PoolDiedError("every thread of a pool hangs past its time limit"))
+            pool.on_dead = self._pool_died
         self._fetching = inner
 
     async def _claim(self) -> None:
@@ -111,6 +115,11 @@ class Pipeline:
         with self._claiming:
             admit = partial(parts.fetcher.admit, self._fetching)
             await parts.claimer.run(list(parts.pools.values()), admit, parts.lease.announce)
+
+    def _pool_died(self) -> None:
+        """Nothing can run any more: give everything back, then end."""
+        self._dead = True
+        self.drain()
 
     def _to_pools(self, works: Sequence[Work]) -> None:
         for pool in {work.pool for work in works}:
@@ -120,7 +129,7 @@ class Pipeline:
         """A claim was cancelled or taken away: when nothing runs for it, its place is free at once."""
         work = self.parts.held.find(task_id, token)
         if work is not None:
-            self.parts.settler.put(work, Outcome(task_id, token, Fate.RELEASED))
+            self.parts.settler.put([(work, Outcome(task_id, token, Fate.RELEASED))])
 
     async def _wind_up(self, inner: TaskGroup) -> None:
         """Release what has not begun, wait for what has, release that too when the limit is over."""
@@ -140,7 +149,8 @@ class Pipeline:
         for work in works:
             if not work.settling:
                 work.stopped = True
-                self.parts.settler.put(work, Outcome(work.task.id, work.task.token, Fate.RELEASED, wrote=work.begun))
+                outcome = Outcome(work.task.id, work.task.token, Fate.RELEASED, wrote=work.begun)
+                self.parts.settler.put([(work, outcome)])
 
     async def _leave(self) -> None:
         try:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import anyio
+import orjson
 import structlog
 
 from daemon import metrics
@@ -21,12 +22,22 @@ from daemon.gate import Gate
 from daemon.infer import TimedOutError
 from daemon.work import Held, Work
 from handlers.base import RejectedError
-from storage.base import Fate, InvalidImageError, MissingBlobError, Outcome, RefusedError, TaskStore, UnavailableError, Verdict
+from storage.base import (
+    ConfigurationError,
+    Fate,
+    InvalidImageError,
+    MissingBlobError,
+    Outcome,
+    RefusedError,
+    TaskStore,
+    UnavailableError,
+    Verdict,
+)
 
 log = structlog.get_logger(__name__)
 
 BACKOFF_SECONDS_MAX = 300.0
-STRICT_JSON = json.JSONEncoder(allow_nan=False)
+Ended = tuple[Work, Outcome]
 
 
 def end_of(work: Work, error: Exception, retry_seconds: float) -> Outcome:
@@ -35,7 +46,7 @@ def end_of(work: Work, error: Exception, retry_seconds: float) -> Outcome:
     match error:
         case RejectedError() | InvalidImageError():
             return Outcome(task.id, task.token, Fate.FAILED, code=error.code, message=error.message)
-        case UnavailableError():
+        case UnavailableError() | ConfigurationError():
             return Outcome(task.id, task.token, Fate.RELEASED)
         case TimedOutError():
             message = "The work took longer than its time limit; send a smaller image or ask for less."
@@ -56,12 +67,12 @@ def end_of(work: Work, error: Exception, retry_seconds: float) -> Outcome:
 
 
 def encode(values: dict[str, Any]) -> str:
-    """JSON that Postgres takes: no NaN or infinity, no NUL, no lone surrogates."""
+    """JSON that Postgres takes: no NaN or infinity (null instead), no NUL, no lone surrogates."""
     try:
-        text = STRICT_JSON.encode(values)
-    except ValueError:
-        return STRICT_JSON.encode(_clean(values))
-    return STRICT_JSON.encode(_clean(values)) if "\\u0000" in text or "\\ud" in text else text
+        text = orjson.dumps(values, option=orjson.OPT_NON_STR_KEYS).decode()
+    except TypeError:  # a lone surrogate, or an integer of more than 64 bits
+        text = json.dumps(_clean(values), allow_nan=False)
+    return json.dumps(_clean(values), allow_nan=False) if "\\u0000" in text else text
 
 
 def _clean(value: Any) -> Any:
@@ -84,16 +95,19 @@ class Settler:
         self._held = held
         self._gate = gate
         self._batch_max = batch_max
-        self._waiting: list[tuple[Work, Outcome]] = []
+        self._waiting: list[Ended] = []
         self._some = anyio.Event()
         self.on_lost: Callable[[Work], None] = lambda work: None
         self.on_leave: Callable[[Sequence[Work]], None] = lambda works: None
+        self.on_again: Callable[[], None] = lambda: None
 
-    def put(self, work: Work, outcome: Outcome) -> None:
-        """`work` has ended so. Only its first end counts."""
-        if not work.settling:
-            work.settling = True
-            self._waiting.append((work, outcome))
+    def put(self, ended: Sequence[Ended]) -> None:
+        """These works have ended so. Only the first end of a work counts."""
+        for work, outcome in ended:
+            if not work.settling:
+                work.settling = True
+                self._waiting.append((work, outcome))
+        if self._waiting:
             self._some.set()
 
     async def run(self) -> None:
@@ -109,7 +123,7 @@ class Settler:
             await self._write(batch)
         self._some = anyio.Event()
 
-    async def _write(self, batch: Sequence[tuple[Work, Outcome]]) -> None:
+    async def _write(self, batch: Sequence[Ended]) -> None:
         outcomes = [outcome for _, outcome in batch]
         while True:
             try:
@@ -131,8 +145,10 @@ class Settler:
         works = [work for work, _ in batch]
         self.on_leave(works)
         self._held.drop(works)
+        if any(outcome.fate in (Fate.RETRY, Fate.RELEASED) for outcome in outcomes):
+            self.on_again()  # nobody else announces rows that went back, or when they are due
 
-    async def _bisect(self, batch: Sequence[tuple[Work, Outcome]], error: RefusedError) -> None:
+    async def _bisect(self, batch: Sequence[Ended], error: RefusedError) -> None:
         """Something in the batch is not to be written: find it, and end that task alone as `internal`."""
         if len(batch) > 1:
             half = len(batch) // 2
@@ -148,7 +164,7 @@ class Settler:
             [(work, Outcome(work.task.id, work.task.token, Fate.FAILED, code="internal", message=message, wrote=True))]
         )
 
-    def _count(self, written: Sequence[tuple[Work, Outcome]]) -> None:
+    def _count(self, written: Sequence[Ended]) -> None:
         for (kind, fate, code), count in Counter((work.task.kind, end.fate, end.code) for work, end in written).items():
             metrics.SETTLED.labels(kind, fate.value).inc(count)
             if fate is Fate.FAILED and code is not None:

@@ -33,7 +33,7 @@ class Work:
     stopped: bool = False
     settling: bool = False
     result: Result | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
+    stages_ms: dict[str, float] = field(default_factory=dict)
 
     @property
     def key_prefix(self) -> str:
@@ -46,8 +46,10 @@ class Work:
             raise StoppedError
 
     def spent(self, stage: str, since: float) -> None:
-        """Note the time of a stage that began at `since` (time.monotonic)."""
-        self.seconds[stage] = time.monotonic() - since
+        """Note the time of a stage of this task that began at `since` (time.monotonic)."""
+        seconds = time.monotonic() - since
+        self.stages_ms[stage] = round(seconds * 1000, 1)
+        metrics.STAGE.labels(stage).observe(seconds)
 
 
 class Held:

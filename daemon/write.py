@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import anyio
 import anyio.to_thread
@@ -16,11 +17,11 @@ from anyio.abc import TaskGroup
 from daemon import metrics
 from daemon.infer import Answer
 from daemon.keys import Keys
-from daemon.settle import encode, end_of
+from daemon.settle import Ended, encode, end_of
 from daemon.work import Work
 from handlers.base import Result, ResultBlob
 from models.base import StoppedError
-from storage.base import BlobStore, Fate, Outcome, Tombstone, UnavailableError
+from storage.base import BlobStore, ConfigurationError, Fate, Outcome, Tombstone, UnavailableError
 
 log = structlog.get_logger(__name__)
 
@@ -35,47 +36,46 @@ class Writer:
         self._keys = keys
         self._retry_seconds = retry_seconds
         self._io = anyio.CapacityLimiter(io_threads)
-        self.end: Callable[[Work, Outcome], None] = lambda work, outcome: None
+        self.end: Callable[[Sequence[Ended]], None] = lambda ended: None
         self.failing: Callable[[str], None] = lambda reason: None
 
     def answers(self, tasks: TaskGroup, works: Sequence[Work], answers: Sequence[Answer]) -> None:
         """Take over what a batch answered."""
-        metrics.STAGE.labels("infer").observe(works[0].seconds.get("infer", 0.0))
+        ended = []
         for work, answer in zip(works, answers, strict=True):
             if isinstance(answer, Exception):
                 self.fail(work, answer)
             elif answer.blobs:
                 tasks.start_soon(self._write, work, answer)
             else:
-                self._finish(work, answer, {})
+                ended.append((work, _done(work, answer, {})))
+        self.end(ended)
 
     def fail(self, work: Work, error: Exception, wrote: bool = False) -> None:
         """`work` ends by an error; what nobody wants any more ends without a word."""
         if isinstance(error, StoppedError) and work.stopped:
             return
         outcome = end_of(work, error, self._retry_seconds)
-        if isinstance(error, UnavailableError):
+        if outcome.fate is Fate.RELEASED:
             self.failing(str(error))
         if outcome.code == "internal":
             log.error("task.failed", task=work.task.id, kind=work.task.kind, exc_info=error)
         if wrote:
-            outcome = Outcome(
-                outcome.id, outcome.token, outcome.fate, "{}", outcome.code, outcome.message, outcome.delay_seconds, True
-            )
-        self.end(work, outcome)
+            outcome = replace(outcome, wrote=True)
+        self.end([(work, outcome)])
 
     async def discard(self, work: Work) -> None:
         """The claim was lost: this attempt's blobs are nobody's."""
         try:
             await self._delete_under(work.key_prefix)
-        except UnavailableError as error:
+        except (UnavailableError, ConfigurationError) as error:
             log.warning("write.discard_failed", task=work.task.id, reason=str(error))
 
     async def bury(self, tombstone: Tombstone) -> bool:
         """Delete everything under a tombstone; whether it is done with."""
         try:
             await self._delete_under(tombstone.prefix)
-        except UnavailableError as error:
+        except (UnavailableError, ConfigurationError) as error:
             self.failing(str(error))
             return False
         return True
@@ -87,12 +87,14 @@ class Writer:
             for blob in result.blobs:
                 work.check()
                 addresses[blob.column] = self._keys.address_of(await self._put(work, blob))
+            work.check()
         except Exception as error:
             self.fail(work, error, wrote=True)
+            if work.stopped:  # what was deleted when the claim was lost may have been too early for the last blob
+                await self.discard(work)
             return
         work.spent("write", started)
-        metrics.STAGE.labels("write").observe(work.seconds["write"])
-        self._finish(work, result, addresses)
+        self.end([(work, _done(work, result, addresses))])
 
     async def _put(self, work: Work, blob: ResultBlob) -> str:
         key = work.key_prefix + blob.name
@@ -100,17 +102,6 @@ class Writer:
             self._blobs.put, key, blob.data, blob.content_type, limiter=self._io, abandon_on_cancel=True
         )
         return key
-
-    def _finish(self, work: Work, result: Result, addresses: dict[str, str]) -> None:
-        seconds = work.seconds
-        metadata = {
-            **result.metadata,
-            "attempts": work.task.attempts,
-            "inference_time_ms": round(seconds.get("infer", 0.0) * 1000, 1),
-            "stages_ms": {stage: round(spent * 1000, 1) for stage, spent in seconds.items()},
-        }
-        values = encode({**addresses, "labels": result.labels, "metadata": metadata})
-        self.end(work, Outcome(work.task.id, work.task.token, Fate.DONE, values, wrote=bool(addresses)))
 
     async def _delete_under(self, prefix: str) -> None:
         while keys := await anyio.to_thread.run_sync(
@@ -120,3 +111,15 @@ class Writer:
             metrics.ORPHANS.inc(len(keys))
             if len(keys) < SWEEP_KEYS_MAX:
                 return
+
+
+def _done(work: Work, result: Result, addresses: dict[str, str]) -> Outcome:
+    stages = work.stages_ms
+    metadata = {
+        **result.metadata,
+        "attempts": work.task.attempts,
+        "inference_time_ms": stages.get("infer", 0.0),
+        "stages_ms": stages,
+    }
+    values = encode({**addresses, "labels": result.labels, "metadata": metadata})
+    return Outcome(work.task.id, work.task.token, Fate.DONE, values)

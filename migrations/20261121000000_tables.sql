@@ -160,7 +160,7 @@ create index if not exists segmentation_results_rank on public.segmentation_resu
 create index if not exists segmentation_results_image on public.segmentation_results
   (kind, user_id, source_image_url, fair_rank) where status = 'pending' and deaths = 0 and source_image_url is not null;
 create index if not exists segmentation_results_held on public.segmentation_results
-  (worker_id) where status = 'processing';
+  (worker_id, claim_token) where status = 'processing';
 create index if not exists segmentation_results_delayed on public.segmentation_results (run_after) where status = 'delayed';
 create index if not exists segmentation_results_waiting on public.segmentation_results (after) where status = 'waiting';
 create index if not exists segmentation_results_failed on public.segmentation_results (finished_at desc) where status = 'error';

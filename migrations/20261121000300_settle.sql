@@ -43,6 +43,7 @@ declare
   written uuid[];
   ended uuid[];
 begin
+  -- coalesce hides the status from the planner: by the index of held rows it would walk all of them instead of the few named.
   with o as (
     select * from jsonb_to_recordset(outcomes) as o (id uuid, token uuid, fate text, mask_image_url text, masks_url text,
       result_image_url text, labels jsonb, metadata jsonb, code text, message text, delay double precision)),
@@ -62,7 +63,7 @@ begin
            mask_image_url = o.mask_image_url, masks_url = o.masks_url, result_image_url = o.result_image_url,
            labels = o.labels, metadata = o.metadata, updated_at = now()
       from o
-     where r.id = o.id and r.claim_token = o.token and r.status = 'processing'
+     where r.id = o.id and r.claim_token = o.token and coalesce(r.status, '') = 'processing'
     returning r.id, r.status)
   select coalesce(array_agg(c.id), '{}'), coalesce(array_agg(c.id) filter (where c.status in ('done', 'error')), '{}')
     into written, ended from changed c;

@@ -34,7 +34,8 @@ language sql set search_path = '' as $$
   update public.segmentation_results r
      set status = 'pending', attempts = greatest(r.attempts - 1, 0), worker_id = null, claim_token = null,
          pending_at = clock_timestamp(), updated_at = now()
-   where r.id = any (ids) and r.status = 'processing'
+   where r.id = any (ids) and r.status = 'processing';
+  select pg_notify('maskd', '') where cardinality(ids) > 0
 $$;
 
 -- Rows of dead workers go back. One that was begun when its worker died counts a death and gets its attempt back: such rows run
@@ -83,11 +84,12 @@ begin
   return taken;
 end $$;
 
--- A worker that leaves in good order holds nothing any more.
+-- A worker that leaves in good order holds nothing any more. What it released a moment ago is announced to the others now.
 create or replace function maskd.leave(worker uuid) returns void
 language sql set search_path = '' as $$
   select maskd.give_back(array(select r.id from public.segmentation_results r where r.worker_id = worker and r.status = 'processing' for update));
-  delete from maskd.workers w where w.id = worker
+  delete from maskd.workers w where w.id = worker;
+  select pg_notify('maskd', '')
 $$;
 
 -- Done by every worker every few seconds, effectively by one at a time. Only a worker that has itself been beating without a gap

@@ -28,6 +28,8 @@ from storage.base import (
 from storage.schema import migration_files
 
 TRANSACTION_POOLER_PORT = 6543
+CANCEL_SECONDS = 2.0
+"""How long a server is given to take a call back whose time is over; asyncpg would wait for ever where packets vanish."""
 REFUSED_CREDENTIALS = ("28", "3D", "42501", "42883", "3F")  # authorization, no such database, grant, function, schema
 
 CLAIM = "select * from maskd.claim($1, $2, $3, $4)"
@@ -80,11 +82,16 @@ class PostgresStore:
             min_size=0,
             max_size=self._connections_max,
             timeout=self._timeout,
+            command_timeout=min(CANCEL_SECONDS, self._timeout),
             reset=_no_reset,
             server_settings={"application_name": "maskd"},
             **options,
         )
-        await self._check_version()
+        try:
+            await self._check_version()
+        except BaseException:
+            await self.close()
+            raise
 
     async def close(self) -> None:
         if self._pool is not None:
@@ -174,7 +181,7 @@ class PostgresStore:
         assert self._pool is not None, "open() comes first"
         try:
             async with asyncio.timeout(self._timeout), self._pool.acquire() as connection:
-                rows: list[asyncpg.Record] = await connection.fetch(query, *args)
+                rows: list[asyncpg.Record] = await connection.fetch(query, *args, timeout=self._timeout)
                 return rows
         except Exception as error:
             raise translate(error) from error

@@ -11,7 +11,7 @@ import shlex
 import signal
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,18 +20,19 @@ from typing import Annotated, Any
 import anyio
 import anyio.to_thread
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich import box
+from rich.console import Console, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from daemon.commands.run import serve, set_up_log
 from daemon.commands.submit import CONTENT_TYPES, RESULT_BYTES_MAX, RESULT_COLUMNS, upload
 from daemon.config import Config, load
-from daemon.examples import EXAMPLES, PHOTOS, Example
+from daemon.examples import CREDITS, EXAMPLES, PHOTOS, Example
 from daemon.gallery import Card, File, page
 from daemon.keys import prefixes_of
 from daemon.main import Daemon, build, build_keys
+from daemon.progress import Said
 from storage import migrate as migrations
 from storage.client import FINAL, Owner, TaskClient
 from storage.embedded import EmbeddedPostgres, EmbeddedPostgresError
@@ -40,8 +41,6 @@ GALLERY = Path("out") / "demo"
 READY_SECONDS_MAX = 60.0
 TASKS_SECONDS_MAX = 300.0
 LOOK_SECONDS = 0.1
-TERMINAL_COLUMNS = 100
-"""Assumed where standard output is no terminal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +79,8 @@ def demo(
     except EmbeddedPostgresError as error:
         typer.echo(f"maskd: {error}", err=True)
         code = 1
+    except KeyboardInterrupt:
+        code = 1
     raise typer.Exit(code)
 
 
@@ -94,46 +95,6 @@ def configuration(dsn: str, scratch: Path) -> Config:
         "MASKD_DRAIN_SECONDS": "5",
     }
     return load(settings, env_file=Path(os.devnull))
-
-
-class Said:
-    """Says on standard error what goes on: spinners and a bar on a terminal, plain lines elsewhere."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        columns = (SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn())
-        self._bars = Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal)
-        self._bar = self._bars.add_task("", total=1, visible=False)
-        self._left = 1
-
-    def __enter__(self) -> Said:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-
-    def step(self, what: str, parts: int = 1) -> None:
-        """The last step is over, this one begins."""
-        self._bars.advance(self._bar, self._left)
-        self._bar, self._left = self._bars.add_task(what, total=parts), parts
-        self._line(what)
-
-    def part(self, what: str) -> None:
-        """One part of the step is over."""
-        self._bars.advance(self._bar)
-        self._left -= 1
-        self._line(f"  {what}")
-
-    def end(self) -> None:
-        """Everything is said; the terminal is free."""
-        self._bars.advance(self._bar, self._left)
-        self._left = 0
-        self._bars.stop()
-
-    def _line(self, text: str) -> None:
-        if not self._console.is_terminal:
-            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,10 +182,8 @@ class Demo:
         if self.as_json:
             typer.echo(json.dumps(document(ended, path), ensure_ascii=False))
         else:
-            console = Console()
-            console = console if console.is_terminal else Console(width=TERMINAL_COLUMNS)
-            console.print(table(ended))
-            console.print(f"gallery: {path}", highlight=False, markup=False, soft_wrap=True)
+            console = Console(soft_wrap=True)
+            console.print(*report(ended, path), sep="\n")
         if self.keep:
             typer.echo(farewell(self.config, daemon), err=self.as_json)
 
@@ -273,7 +232,7 @@ def write_gallery(ended: Sequence[Ended], seconds: float) -> Path:
         for file in each.files.values():
             (GALLERY / file.name).write_bytes(file.data)
     path = GALLERY / "index.html"
-    path.write_text(page(cards, seconds), encoding="utf-8")
+    path.write_text(page(cards, seconds, CREDITS), encoding="utf-8")
     return path.absolute()
 
 
@@ -294,21 +253,29 @@ def engine(row: dict[str, Any]) -> str | None:
     return (row["metadata"] or {}).get("engine")
 
 
-def table(ended: Sequence[Ended]) -> Table:
-    """One line per task, and what an error says below its title."""
-    made = Table("kind", "asked", "status", "engine", title="tasks", title_justify="left", caption_justify="left")
-    made.caption = "seconds: from the insert to the end, the queue included"
-    made.add_column("masks", justify="right")
-    made.add_column("seconds", justify="right")
+def report(ended: Sequence[Ended], path: Path) -> Iterator[RenderableType]:
+    """What a person reads: one line per task, what the errors say, and where the gallery is."""
+    table = Table("kind", "asked", "status", "engine", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("masks", justify="right")
+    table.add_column("seconds", justify="right")
     for each in ended:
-        row, wanted = each.row, each.sent.example.ends
-        asked = escape(each.sent.example.title) + (f"\n[dim]{escape(row['error']['message'])}[/]" if row["error"] else "")
-        code = f" {row['error']['code']}" if row["error"] else ""
-        status = f"[{'green' if each.well else 'bold red'}]{row['status']}{code}[/]"
-        status += "" if each.well and wanted == "done" else "\n[dim]as it must[/]" if each.well else f"\n[dim]not {wanted}[/]"
-        seconds = "" if row["seconds"] is None else f"{row['seconds']:.2f}"
-        made.add_row(row["kind"], asked, status, engine(row) or "", str((row["metadata"] or {}).get("count", "")), seconds)
-    return made
+        row, facts = each.row, each.row["metadata"] or {}
+        masks, seconds = facts.get("count", ""), "" if row["seconds"] is None else f"{row['seconds']:.2f}"
+        table.add_row(row["kind"], Text(each.sent.example.title), status(each), engine(row), str(masks), seconds)
+    yield table
+    for each in ended:
+        if error := each.row["error"]:
+            yield Text.assemble(f"  {each.sent.example.title}: ", (f"{error['code']}: {error['message']}", "yellow"))
+    yield Text("  seconds: from the insert to the end, the queue included", style="dim")
+    yield Text.assemble("\ngallery: ", (str(path), "bold"))
+
+
+def status(ended: Ended) -> Text:
+    """How it ended, and whether it had to."""
+    word, wanted = ended.row["status"], ended.sent.example.ends
+    if not ended.well:
+        return Text(f"{word}, not {wanted}", style="bold red")
+    return Text(word, style="green") if wanted == "done" else Text(f"{word}, as it must", style="yellow")
 
 
 def farewell(config: Config, daemon: Daemon) -> str:

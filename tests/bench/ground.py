@@ -9,7 +9,7 @@ import asyncio
 import importlib.metadata
 import os
 import platform
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -22,6 +22,7 @@ from storage.embedded import EmbeddedPostgres
 
 KIND = "noop"
 OTHER_KIND = "noop_elsewhere"
+SECONDS_MAX = 60.0  # for one round of one side: a side that stands still is a failure, not a figure
 MEASURED = ("asyncpg", "pgqueuer", "procrastinate", "uvloop")
 
 INSERT = """insert into public.segmentation_results (project_id, kind, source_image_url)
@@ -87,11 +88,6 @@ async def fill(connection: asyncpg.Connection[Any], rows: int, kind: str = KIND)
     await connection.execute("truncate public.segmentation_results")
     await connection.execute(INSERT, project, kind, None, rows)
     await connection.execute("vacuum analyze public.segmentation_results")
-
-
-async def gathered(*coroutines: Coroutine[Any, Any, Any]) -> Sequence[Any]:
-    """All of them at once; for calls that `asyncio.run` starts."""
-    return await asyncio.gather(*coroutines)
 
 
 def host_facts(server: EmbeddedPostgres) -> str:

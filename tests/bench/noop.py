@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from bench.ground import KIND
+from bench.ground import KIND, SECONDS_MAX
 
 from daemon import log
 from daemon.config import Config, load
@@ -25,22 +25,29 @@ EMPTY = Result()
 
 
 class Noop:
-    """A handler. `started_at` is when its last batch began (time.perf_counter); `finished` sets when `expect`ed jobs are done."""
+    """A handler that counts. `started_at` is when its last batch began, by time.perf_counter."""
 
     ROLES: frozenset[Any] = frozenset()
     BATCH_MAX = 100
     TIMEOUT_FACTOR = 1.0
 
-    def __init__(self) -> None:
+    def __init__(self, seen: Callable[[int], None] = lambda jobs: None) -> None:
+        """`seen` hears, on the pool's thread, how many jobs a batch had."""
         self.started_at = 0.0
-        self._left = 0
-        self._finished: asyncio.Event | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self.seen = seen
 
     def expect(self, jobs: int) -> asyncio.Event:
-        """An event that is set when so many more jobs have finished."""
-        self._left, self._finished, self._loop = jobs, asyncio.Event(), asyncio.get_running_loop()
-        return self._finished
+        """An event of this loop that is set when so many more jobs have run."""
+        left, event, loop = jobs, asyncio.Event(), asyncio.get_running_loop()
+
+        def seen(more: int) -> None:
+            nonlocal left
+            left -= more
+            if left <= 0 < left + more:
+                loop.call_soon_threadsafe(event.set)
+
+        self.seen = seen
+        return event
 
     def parse(self, request: Request, limits: Limits) -> None:
         return None
@@ -53,16 +60,11 @@ class Noop:
 
     def run(self, prepared: Sequence[Any], models: Models, stop: Stop) -> Sequence[Any]:
         self.started_at = time.perf_counter()
-        self._count(len(prepared))
+        self.seen(len(prepared))
         return [None] * len(prepared)
 
     def finish(self, job: Job, raw: Any) -> Result:
         return EMPTY
-
-    def _count(self, jobs: int) -> None:
-        self._left -= jobs
-        if self._left <= 0 and self._loop is not None and self._finished is not None:
-            self._loop.call_soon_threadsafe(self._finished.set)
 
 
 def settings(dsn: str, folder: str, **more: str) -> dict[str, str]:
@@ -78,7 +80,7 @@ async def worker(dsn: str, handler: Noop, **more: str) -> AsyncIterator[Daemon]:
         config: Config = load(settings(dsn, folder, **more))
         log.set_up(config.log_level, config.log_format, [])
         daemon = build(config, {KIND: handler})
-        async with asyncio.TaskGroup() as tasks:
+        async with asyncio.timeout(SECONDS_MAX), asyncio.TaskGroup() as tasks:
             tasks.create_task(daemon.run())
             await daemon.ready.wait()
             yield daemon

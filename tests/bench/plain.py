@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
-from bench.ground import KIND
+from bench.ground import KIND, SECONDS_MAX
 
 CLAIM = f"""
 update public.segmentation_results r
@@ -63,7 +63,8 @@ async def listener(dsn: str) -> AsyncIterator[Listener]:
     await listening.add_listener("maskd", loop.ring)
     task = asyncio.create_task(loop.run())
     try:
-        yield loop
+        async with asyncio.timeout(SECONDS_MAX):
+            yield loop
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

@@ -8,8 +8,9 @@ JOBS = 2_000
 CONCURRENCY = 30
 NAME = f"procrastinate, concurrency {CONCURRENCY}, {JOBS:,} jobs"
 
-INTERVAL = """select extract(epoch from max(at) filter (where type = 'succeeded') - min(at) filter (where type = 'started'))::float8
-    as seconds, count(*) filter (where type = 'succeeded') as done from procrastinate_events"""
+INTERVAL = """select
+    extract(epoch from max(at) filter (where type = 'succeeded') - min(at) filter (where type = 'started'))::float8 as seconds,
+    count(*) filter (where type = 'succeeded') as done from procrastinate_events"""
 
 
 def application(dsn: str) -> procrastinate.App:

@@ -108,7 +108,7 @@ async def test_outcomes_that_came_together_are_written_together() -> None:
     rows = Rows()
     settler, held, works, _ = settling(rows, 10)
     for work in works:
-        settler.put(work, done(work))
+        settler.put([(work, done(work))])
     await settler.flush()
     assert (rows.calls, len(rows.written), len(held)) == (1, 10, 0)
 
@@ -118,7 +118,7 @@ async def test_one_outcome_that_cannot_be_written_ends_alone_as_internal() -> No
     rows = Rows()
     settler, _, works, _ = settling(rows, 9)
     for number, work in enumerate(works):
-        settler.put(work, done(work, '{"metadata":"BAD"}' if number == 5 else "{}"))
+        settler.put([(work, done(work, '{"metadata":"BAD"}' if number == 5 else "{}"))])
     await settler.flush()
     ends = {outcome.id: (outcome.fate, outcome.code) for outcome in rows.written}
     assert ends.pop(works[5].task.id) == (Fate.FAILED, "internal")
@@ -131,7 +131,7 @@ async def test_outcomes_wait_while_the_database_is_away() -> None:
     rows.away = 2
     settler, held, works, gate = settling(rows, 3)
     for work in works:
-        settler.put(work, done(work))
+        settler.put([(work, done(work))])
     with anyio.fail_after(10):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(gate.run)
@@ -148,7 +148,7 @@ async def test_only_a_lost_claim_is_told_to_clean_up() -> None:
     lost: list[Work] = []
     settler.on_lost = lost.append
     for work in works:
-        settler.put(work, done(work))
+        settler.put([(work, done(work))])
     await settler.flush()
     assert lost == [works[1]]
 
@@ -157,7 +157,7 @@ async def test_only_a_lost_claim_is_told_to_clean_up() -> None:
 async def test_only_the_first_end_of_a_work_counts() -> None:
     rows = Rows()
     settler, _, (work,), _ = settling(rows, 1)
-    settler.put(work, Outcome(work.task.id, work.task.token, Fate.FAILED, code="timeout", message="x"))
-    settler.put(work, done(work))
+    settler.put([(work, Outcome(work.task.id, work.task.token, Fate.FAILED, code="timeout", message="x"))])
+    settler.put([(work, done(work))])
     await settler.flush()
     assert [outcome.fate for outcome in rows.written] == [Fate.FAILED]

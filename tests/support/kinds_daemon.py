@@ -69,9 +69,13 @@ class Kill(Noop):
 class Hold(Noop):
     """Says in `folder` that it began and waits for the file `go` there; with `deaf` it never asks whether to stop."""
 
+    def run(self, prepared: Sequence[Job], models: Models, stop: Stop) -> Sequence[Any]:
+        for job in prepared:
+            (Path(job.params["folder"]) / f"begun-{job.task_id}").touch()
+        return super(Hold, self).run(prepared, models, stop)
+
     def work(self, job: Job, stop: Stop) -> str:
         folder = Path(job.params["folder"])
-        (folder / f"begun-{job.task_id}").touch()
         while not (folder / "go").exists():
             try:
                 if not job.params.get("deaf"):

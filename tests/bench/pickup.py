@@ -1,0 +1,96 @@
+"""Pick-up: how long an idle worker takes from just before COMMIT of one insert to the start of the handler.
+
+maskd's daemon against a minimal LISTEN + claim loop on the same table, each alone in the event loop that also inserts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from itertools import chain
+from typing import Any
+
+import asyncpg
+from bench.ground import KIND, Ground, add_owner
+from bench.noop import Noop, settled, worker
+from bench.plain import listener
+from bench.report import Report, percentile
+
+BLOCKS = 10
+SAMPLES = 60
+WARM_SAMPLES = 10
+IDLE_SECONDS = (0.005, 0.015)  # so that each row meets a worker that waits, at no fixed phase of anything
+
+INSERT = "insert into public.segmentation_results (project_id, kind) values ($1, $2)"
+
+
+def run(ground: Ground, report: Report) -> None:
+    """Measure in interleaved blocks."""
+    report.title("pickup", f"one row for an idle worker, from before COMMIT to handler start, {BLOCKS * SAMPLES} samples a side")
+    dsn = ground.database()
+    mine: list[list[float]] = []
+    bare: list[list[float]] = []
+    for _ in range(BLOCKS):
+        mine.append(asyncio.run(ours(dsn)))
+        bare.append(asyncio.run(theirs(dsn)))
+    for percent in (50, 95, 99):
+        report.side(f"maskd p{percent}", [percentile(block, percent) for block in mine], "ms")
+        report.side(f"LISTEN + claim loop p{percent}", [percentile(block, percent) for block in bare], "ms")
+    # A tail needs all samples: the p99 of one block would be its worst sample.
+    for percent, most in ((50, 1.3), (99, 2.0)):
+        mine_ms, bare_ms = percentile(list(chain(*mine)), percent), percentile(list(chain(*bare)), percent)
+        name = f"p{percent} of all samples, {mine_ms:.2f} / {bare_ms:.2f} ms"
+        report.at_most(name, [mine_ms / bare_ms], most)
+
+
+async def ours(dsn: str) -> list[float]:
+    """A block of the daemon's latencies in ms."""
+    noop = Noop()
+    async with worker(dsn, noop) as daemon:
+
+        async def insert_and_wait(commit: Callable[[], Awaitable[float]]) -> float:
+            done = noop.expect(1)
+            before = await commit()
+            await done.wait()
+            await settled(daemon)
+            return noop.started_at - before
+
+        return await block(dsn, insert_and_wait)
+
+
+async def theirs(dsn: str) -> list[float]:
+    """A block of the minimal loop's latencies in ms."""
+    async with listener(dsn) as loop:
+
+        async def insert_and_wait(commit: Callable[[], Awaitable[float]]) -> float:
+            loop.idle.clear()
+            before = await commit()
+            await loop.idle.wait()
+            return loop.started_at - before
+
+        return await block(dsn, insert_and_wait)
+
+
+async def block(dsn: str, sample: Callable[[Callable[[], Awaitable[float]]], Awaitable[float]]) -> list[float]:
+    """Latencies in ms of one row after the other; the first few only warm up."""
+    control = await asyncpg.connect(dsn)
+    await control.execute("truncate public.segmentation_results")
+    _, project = await add_owner(control)
+    latencies = []
+    for _ in range(WARM_SAMPLES + SAMPLES):
+        latencies.append(await sample(lambda: insert(control, project)) * 1000)
+        await asyncio.sleep(random.uniform(*IDLE_SECONDS))
+    await control.close()
+    return latencies[WARM_SAMPLES:]
+
+
+async def insert(control: asyncpg.Connection[Any], project: str) -> float:
+    """Insert one row; the time just before COMMIT."""
+    transaction = control.transaction()
+    await transaction.start()
+    await control.execute(INSERT, project, KIND)
+    before = time.perf_counter()
+    await transaction.commit()
+    return before

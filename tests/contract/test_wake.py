@@ -1,0 +1,102 @@
+"""Wake sources: every insert is a hint, a proof is a round trip, and any loss is repaired by itself."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+from support.database import Database
+from support.stores import Queue
+
+from storage.notify import NotifyWake
+
+pytestmark = pytest.mark.anyio
+
+
+class Heard:
+    """What a source told: hints counted, proof as it stands."""
+
+    def __init__(self) -> None:
+        self.hints = 0
+        self.states: list[bool] = []
+        self._changed = anyio.Event()
+
+    def wake(self) -> None:
+        self.hints += 1
+        self._change()
+
+    def proven(self, state: bool) -> None:
+        self.states.append(state)
+        self._change()
+
+    async def until_proven(self) -> None:
+        with anyio.fail_after(20):
+            while not self.states or not self.states[-1]:
+                await self._changed.wait()
+
+    async def until_hints(self, count: int) -> None:
+        with anyio.fail_after(20):
+            while self.hints < count:
+                await self._changed.wait()
+
+    def _change(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
+
+
+@asynccontextmanager
+async def listening(database: Database) -> AsyncIterator[Heard]:
+    heard = Heard()
+    source = NotifyWake(database.dsn, probe_seconds=0.2, timeout_seconds=2)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(source.run, heard.wake, heard.proven)
+        await heard.until_proven()
+        yield heard
+        tasks.cancel_scope.cancel()
+
+
+async def test_an_insert_is_a_hint(database: Database) -> None:
+    queue = await Queue.open(database)
+    async with listening(database) as heard:
+        before = heard.hints
+        await queue.insert()
+        await heard.until_hints(before + 1)
+    await queue.close()
+
+
+async def test_a_large_insert_is_one_hint(database: Database) -> None:
+    queue = await Queue.open(database)
+    async with listening(database) as heard:
+        before = heard.hints
+        await queue.insert(500)
+        await heard.until_hints(before + 1)
+        assert heard.hints == before + 1
+    await queue.close()
+
+
+async def test_claims_and_settles_are_no_hints(database: Database) -> None:
+    queue = await Queue.open(database)
+    await queue.insert(3)
+    async with listening(database) as heard:
+        before = heard.hints
+        await queue.settle(await queue.claim("00000000-0000-0000-0000-000000000001"))
+        await queue.insert()
+        await heard.until_hints(before + 1)
+        assert heard.hints == before + 1, "the insert alone was heard"
+    await queue.close()
+
+
+async def test_a_connection_that_is_cut_is_made_anew_and_a_look_follows(database: Database) -> None:
+    sql = await database.connect()
+    async with listening(database) as heard:
+        before = heard.hints
+        await sql.execute(
+            """select pg_terminate_backend(pid) from pg_stat_activity
+                where application_name = 'maskd listen' and datname = current_database()"""
+        )
+        await heard.until_hints(before + 1)
+        await heard.until_proven()
+        assert False in heard.states, "meanwhile push was not proven"
+    await sql.close()
