@@ -10,11 +10,9 @@ from models.cache import EmbeddingCache
 from models.classical import Classical
 from models.mock import Mock
 
-MB = 1024 * 1024
 
-
-def build_models(config: Config) -> Models:
-    """The engines of the CPU pool. `mock` is never chosen by itself."""
+def build_models(config: Config, cache: EmbeddingCache) -> Models:
+    """The engines of the CPU pool, over the one cache of embeddings. `mock` is never chosen by itself."""
     made: dict[str, Classical | Mock] = {}
     makers: dict[str, Callable[[], Classical | Mock]] = {"classical": Classical, "mock": Mock}
 
@@ -25,7 +23,7 @@ def build_models(config: Config) -> Models:
         return made[chosen]
 
     return Models(
-        embeddings=EmbeddingCache(config.embedding_cache_mb * MB),
+        embeddings=cache,
         visual=engine(config.visual),
         everything=engine(config.everything),
     )

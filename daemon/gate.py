@@ -54,13 +54,17 @@ class Gate:
             await self._changed.wait()
 
     async def run(self) -> None:
-        """Probe what fails until it works again, for ever."""
+        """Probe what fails until it works again, for ever; no service waits for the probe of another."""
+        async with anyio.create_task_group() as tasks:
+            for service in self._probes:
+                tasks.start_soon(self._watch, service)
+
+    async def _watch(self, service: str) -> None:
         while True:
-            while not self._failing:
+            while service not in self._failing:
                 await self._changed.wait()
-            for service in sorted(self._failing):
-                await self._try(service)
-            if self._failing:
+            await self._try(service)
+            if service in self._failing:
                 await anyio.sleep(self._probe_seconds)
 
     async def _try(self, service: str) -> None:

@@ -29,7 +29,11 @@ Answer = Result | Exception
 
 
 class TimedOutError(Exception):
-    """A job took longer than its limit."""
+    """A job took longer than its limit, or, when it was not `alone`, one of those in its batch did."""
+
+    def __init__(self, alone: bool = True) -> None:
+        super().__init__()
+        self.alone = alone
 
 
 class Threads:
@@ -189,7 +193,7 @@ class Pool:
         log.error(
             "infer.overdue", pool=self.name, tasks=[work.task.id for work in running.works], kind=running.works[0].task.kind
         )
-        self.on_answers(running.works, [TimedOutError() for _ in running.works])
+        self.on_answers(running.works, [TimedOutError(alone=len(running.works) == 1) for _ in running.works])
         for work in running.works:
             work.stopped = True
         if self.lost >= self._threads.count:

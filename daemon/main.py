@@ -36,6 +36,7 @@ from daemon.write import Writer
 from handlers.base import Handler, Limits
 from handlers.registry import discover
 from models.base import Models
+from models.cache import EmbeddingCache
 from storage.base import BlobStore, UnavailableError
 from storage.files import FileBlobs
 from storage.notify import NotifyWake
@@ -52,12 +53,13 @@ MB = 1024 * 1024
 class Daemon:
     """One worker: `run()` until `drain()`. `ready` is set once it claims."""
 
-    def __init__(self, config: Config, handlers: Mapping[str, Handler], blobs: BlobStore, models: Models) -> None:
+    def __init__(self, config: Config, handlers: Mapping[str, Handler], blobs: BlobStore, cache: EmbeddingCache) -> None:
         self.config = config
         self.worker = str(uuid.uuid4())
         self.handlers = handlers
         self.blobs = blobs
-        self.models = models
+        self.cache = cache
+        self.models = build_models(config, cache)
         self.store = PostgresStore(
             config.database_dsn(), timeout_seconds=config.database_timeout_seconds, ca_file=_text(config.db_ca)
         )
@@ -77,7 +79,7 @@ class Daemon:
 
     async def run(self) -> None:
         """Serve until drained. Raises ConfigurationError, PoolDiedError or what crashed a loop."""
-        metrics.initialise(sorted(self.handlers))
+        metrics.initialise(sorted(self.handlers), self.cache)
         await self.server.start()
         try:
             await self._open()
@@ -110,14 +112,18 @@ class Daemon:
 
     def health(self) -> dict[str, Any]:
         """What /health tells."""
-        cache = self.models.embeddings
         body: dict[str, Any] = {
             "status": "starting",
             "version": version(),
             "worker": self.worker,
             "uptime_seconds": round(time.monotonic() - self._started_at, 1),
             "models": describe(self.models),
-            "cache": {name: getattr(cache, name) for name in ("entries", "bytes", "hits", "misses")},
+            "cache": {
+                "entries": self.cache.entries,
+                "bytes": self.cache.bytes,
+                "hits": self.cache.hits,
+                "misses": self.cache.misses,
+            },
             "sessions": 0,
         }
         if self.pipeline is not None and self.pipeline.ready.is_set():
@@ -170,7 +176,7 @@ class Daemon:
 def build(config: Config, handlers: Mapping[str, Handler] | None = None) -> Daemon:
     """A daemon made of the real adapters; `handlers` replaces the discovered kinds."""
     kinds = discover() if handlers is None else handlers
-    return Daemon(config, kinds, build_blobs(config), build_models(config))
+    return Daemon(config, kinds, build_blobs(config), EmbeddingCache(config.embedding_cache_mb * MB))
 
 
 def build_blobs(config: Config) -> BlobStore:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Protocol
+
 from prometheus_client import Counter, Gauge, Histogram
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -45,13 +48,27 @@ def set_mode(mode: str) -> None:
         MODE.labels(each).set(1 if each == mode else 0)
 
 
-def initialise(kinds: list[str]) -> None:
-    """Every label set exists from the start, so that a rate over it is never missing."""
+class Cache(Protocol):
+    """What an embedding cache counts."""
+
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def hits(self) -> int: ...
+    @property
+    def misses(self) -> int: ...
+
+
+def initialise(kinds: Sequence[str], cache: Cache) -> None:
+    """Every label set exists from the start, so that a rate over it is never missing; the cache is asked when scraped."""
     set_mode("poll")
+    CACHE_BYTES.set_function(lambda: cache.bytes)
+    CACHE_HITS.set_function(lambda: cache.hits)
+    CACHE_MISSES.set_function(lambda: cache.misses)
     for kind in kinds:
         CLAIMED.labels(kind)
         WAITED.labels(kind)
-        for fate in ("done", "failed", "retry", "released"):
+        for fate in ("done", "failed", "retry", "released", "suspect"):
             SETTLED.labels(kind, fate)
     for service in ("database", "blobs"):
         GATE.labels(service).set(0)

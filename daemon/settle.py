@@ -48,6 +48,8 @@ def end_of(work: Work, error: Exception, retry_seconds: float) -> Outcome:
             return Outcome(task.id, task.token, Fate.FAILED, code=error.code, message=error.message)
         case UnavailableError() | ConfigurationError():
             return Outcome(task.id, task.token, Fate.RELEASED)
+        case TimedOutError(alone=False):
+            return Outcome(task.id, task.token, Fate.SUSPECT)
         case TimedOutError():
             message = "The work took longer than its time limit; send a smaller image or ask for less."
             return Outcome(task.id, task.token, Fate.FAILED, code="timeout", message=message)
@@ -145,7 +147,7 @@ class Settler:
         works = [work for work, _ in batch]
         self.on_leave(works)
         self._held.drop(works)
-        if any(outcome.fate in (Fate.RETRY, Fate.RELEASED) for outcome in outcomes):
+        if any(outcome.fate in (Fate.RETRY, Fate.RELEASED, Fate.SUSPECT) for outcome in outcomes):
             self.on_again()  # nobody else announces rows that went back, or when they are due
 
     async def _bisect(self, batch: Sequence[Ended], error: RefusedError) -> None:

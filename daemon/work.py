@@ -53,10 +53,10 @@ class Work:
 
 
 class Held:
-    """All works of this process by task id, the tokens of claims still open, and a signal when works leave."""
+    """All works of this process by their claims, the tokens of claims still open, and a signal when works leave."""
 
     def __init__(self) -> None:
-        self._works: dict[str, Work] = {}
+        self._works: dict[tuple[str, str], Work] = {}  # by claim: a task may come back before its old claim has left
         self._count: dict[str, int] = {}
         self.open_tokens: set[str] = set()
         self._left = anyio.Event()
@@ -73,20 +73,18 @@ class Held:
         return self._count.get(pool, 0)
 
     def find(self, task_id: str, token: str) -> Work | None:
-        work = self._works.get(task_id)
-        return work if work is not None and work.task.token == token else None
+        return self._works.get((task_id, token))
 
     def add(self, works: Iterable[Work]) -> None:
         for work in works:
-            self._works[work.task.id] = work
+            self._works[work.task.id, work.task.token] = work
             self._count[work.pool] = self._count.get(work.pool, 0) + 1
         metrics.IN_FLIGHT.set(len(self._works))
 
     def drop(self, works: Iterable[Work]) -> None:
         """Works that are settled leave, which makes room for the next."""
         for work in works:
-            if self._works.get(work.task.id) is work:
-                del self._works[work.task.id]
+            if self._works.pop((work.task.id, work.task.token), None) is not None:
                 self._count[work.pool] -= 1
         metrics.IN_FLIGHT.set(len(self._works))
         self._left.set()

@@ -94,7 +94,8 @@ language sql set search_path = '' as $$
 $$;
 
 -- Up to `most` rows for this worker under this token. Overlapping calls with one token are serialised and answer alike. When
--- fewer came, a last row without id tells when the next delayed row is due, and whether suspects wait to be isolated.
+-- fewer came, or suspects have waited for long, a last row without id tells when the next delayed row is due, and whether
+-- suspects wait to be isolated.
 create or replace function maskd.claim(worker uuid, token uuid, kinds text[], most integer) returns setof maskd.claimed
 language plpgsql set search_path = '' as $$
 declare
@@ -123,7 +124,8 @@ begin
     end if;
     return query select * from maskd.take(worker, token, ids);
   end if;
-  if cardinality(ids) < most then
+  if cardinality(ids) < most or exists (select from public.segmentation_results r where r.status = 'pending' and r.deaths > 0
+       and r.kind = any (kinds) and r.pending_at < clock_timestamp() - interval '10 seconds') then
     return query select null::text, null::text, null::text, null::text, null::text, null::text, null::text, null::integer,
       null::integer, null::integer, null::float8, maskd.next_due(), cardinality(maskd.suspect_kinds(kinds)) > 0;
   end if;

@@ -50,12 +50,13 @@ begin
   changed as (
     update public.segmentation_results r
        set status = case when o.fate = 'done' then 'done'
-                         when o.fate = 'released' then 'pending'
+                         when o.fate in ('released', 'suspect') then 'pending'
                          when o.fate = 'retry' and r.attempts < r.max_attempts then 'delayed'
                          else 'error' end,
-           attempts = case when o.fate = 'released' then greatest(r.attempts - 1, 0) else r.attempts end,
+           attempts = case when o.fate in ('released', 'suspect') then greatest(r.attempts - 1, 0) else r.attempts end,
+           deaths = case when o.fate = 'suspect' then r.deaths + 1 else r.deaths end,
            run_after = case when o.fate = 'retry' then clock_timestamp() + make_interval(secs => coalesce(o.delay, 0)) else r.run_after end,
-           pending_at = case when o.fate = 'released' then clock_timestamp() else r.pending_at end,
+           pending_at = case when o.fate in ('released', 'suspect') then clock_timestamp() else r.pending_at end,
            finished_at = case when o.fate in ('done', 'failed') or o.fate = 'retry' and r.attempts >= r.max_attempts
                               then clock_timestamp() end,
            error = case when o.fate in ('failed', 'retry')

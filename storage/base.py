@@ -88,6 +88,8 @@ class Fate(StrEnum):
     FAILED = "failed"
     RETRY = "retry"
     RELEASED = "released"
+    SUSPECT = "suspect"
+    """Its batch hung, and nobody knows by which of its tasks: it goes back, to run apart as if its worker had died."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ ROWS = 20_000
 WARM_ROWS = 1_000
 CLAIM = 100
 ROUNDS = 5
-SETTINGS = {"MASKD_CLAIM_MAX": str(CLAIM), "MASKD_BATCH_MAX": str(CLAIM)}
+SETTINGS = {"MASKD_CLAIM_MAX": str(CLAIM), "MASKD_BATCH_MAX": str(CLAIM), "MASKD_CPU_THREADS": "1"}
 
 INTERVAL = """select extract(epoch from max(finished_at) - min(started_at))::float8, count(*) filter (where status = 'done')
   from public.segmentation_results"""

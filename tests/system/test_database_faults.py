@@ -17,7 +17,10 @@ QUICK = {"MASKD_DATABASE_TIMEOUT_SECONDS": "1"}
 
 @pytest.mark.parametrize("lost", ["maskd.claim", "maskd.settle", "maskd.beat", "maskd.rescue"])
 def test_replies_lost_after_the_commit_leave_no_row_stuck_and_no_published_blob_deleted(site: Site, lost: str) -> None:
-    with tcp_proxy(site.database.host, site.database.port) as proxy, site.daemon("noop", dsn=site.database.through(proxy.port)) as daemon:
+    with (
+        tcp_proxy(site.database.host, site.database.port) as proxy,
+        site.daemon("noop", dsn=site.database.through(proxy.port)) as daemon,
+    ):
         proxy.lose_replies(lost, 3)
         ids = site.queue.insert("noop", {"blob": True}, None, 60)
         site.queue.finished(ids)
@@ -52,7 +55,9 @@ def test_a_database_away_for_two_leases_makes_nobody_rescue_the_living(site: Sit
 def test_postgres_restarted_under_load_loses_nothing_and_does_nothing_twice(private_site: Site) -> None:
     site = private_site
     with site.daemon(**QUICK) as daemon:
-        ids = site.queue.insert("noop", {"blob": True}, None, 200) + site.queue.insert("segment_visual", {"boxes": [PHOTO_BOX]}, site.photo, 20)
+        ids = site.queue.insert("noop", {"blob": True}, None, 200) + site.queue.insert(
+            "segment_visual", {"boxes": [PHOTO_BOX]}, site.photo, 20
+        )
         for _ in range(2):
             ended = site.queue.states(ids)["done"]
             wait_until("some are done", lambda: site.queue.states(ids)["done"] > ended, 30)  # noqa: B023 - waited for at once
@@ -70,7 +75,12 @@ def test_a_terminated_listen_connection_is_replaced_and_no_row_waits_for_it(site
         ids: list[str] = []
         for _ in range(3):
             wait_until("push is proven", lambda: wake_mode(daemon) == "push", 30)
-            assert site.queue.one("select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = 'maskd listen'") == 1
+            assert (
+                site.queue.one(
+                    "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = 'maskd listen'"
+                )
+                == 1
+            )
             ids += site.queue.insert("noop")
             site.queue.finished(ids, 10)
         wait_until("push is proven", lambda: wake_mode(daemon) == "push", 30)

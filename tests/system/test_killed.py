@@ -84,6 +84,19 @@ def test_a_killed_worker_with_500_rows_in_flight_costs_a_few_batches(site: Site)
     assert max(row["attempts"] for row in rows) <= 2
 
 
+def test_a_suspect_is_not_kept_waiting_by_a_backlog_that_never_ends(site: Site) -> None:
+    ids = site.queue.insert("noop", {}, None, 4000)
+    suspect = ids[-1]
+    site.queue.ask(
+        "update public.segmentation_results set deaths = 1, pending_at = pending_at - interval '11 seconds' where id = %s",
+        suspect,
+    )
+    with site.daemon("noop", MASKD_CLAIM_MAX="20"):
+        rows = site.queue.finished(ids)
+    before = sum(row["finished_at"] < site.queue.row(suspect)["finished_at"] for row in rows)
+    assert before < 1000
+
+
 def serve_with_restarts(site: Site, folder: Path, kinds: str, ids: Sequence[str]) -> int:
     """Serve until these rows have ended, starting a daemon whenever one dies, as systemd does; how often one died."""
     settings = site.settings(**{KINDS_VARIABLE: kinds})

@@ -1,0 +1,75 @@
+"""The endpoint by real HTTP: what it tells, to whom, and how it fails."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from daemon import metrics
+from daemon.server import Server
+from models.cache import EmbeddingCache
+
+pytestmark = pytest.mark.anyio
+KEY = "a-key-of-twenty-chars"
+
+
+@asynccontextmanager
+async def serving(
+    health: Mapping[str, Any] | Exception, key: str | None = None, host: str = "127.0.0.1"
+) -> AsyncIterator[httpx.AsyncClient]:
+    def tell() -> dict[str, Any]:
+        if isinstance(health, Exception):
+            raise health
+        return dict(health)
+
+    server = Server(host, 0, key, tell)
+    await server.start()
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", timeout=10) as client:
+        yield client
+    await server.stop()
+
+
+async def test_health_tells_what_it_was_handed() -> None:
+    async with serving({"status": "ok", "wake": "push"}) as client:
+        assert (await client.get("/health")).json() == {"status": "ok", "wake": "push"}
+
+
+@pytest.mark.parametrize(("status", "code"), [("starting", 503), ("degraded", 503), ("ok", 200)])
+async def test_ready_is_200_only_when_all_is_well(status: str, code: int) -> None:
+    async with serving({"status": status}) as client:
+        assert (await client.get("/ready")).status_code == code
+
+
+async def test_metrics_are_those_of_prometheus() -> None:
+    metrics.initialise(["segment_visual"], EmbeddingCache(0))
+    async with serving({"status": "ok"}) as client:
+        text = (await client.get("/metrics")).text
+    assert 'maskd_wake_mode{mode="poll"}' in text
+    assert 'maskd_tasks_settled_total{fate="done",kind="segment_visual"}' in text
+    assert "maskd_embedding_cache_bytes 0.0" in text
+
+
+async def test_on_a_public_address_only_the_key_opens_more_than_ok_or_not() -> None:
+    async with serving({"status": "ok", "worker": "w"}, KEY, host="0.0.0.0") as client:  # noqa: S104 - on purpose
+        assert (await client.get("/health")).json() == {"status": "ok"}
+        assert (await client.get("/metrics")).status_code == 401
+        wrong = await client.get("/health", headers={"X-API-Key": "wrong"})
+        assert wrong.json() == {"status": "ok"}
+        right = await client.get("/health", headers={"X-API-Key": KEY})
+        assert right.json()["worker"] == "w"
+        assert (await client.get("/metrics", headers={"X-API-Key": KEY})).status_code == 200
+
+
+async def test_errors_have_a_code_a_sentence_and_a_request_id_but_no_internals() -> None:
+    async with serving(ValueError("inner workings")) as client:
+        failed = await client.get("/health")
+        missing = await client.get("/nowhere")
+    assert failed.status_code == 500
+    assert failed.json()["error"]["code"] == "internal"
+    assert "inner workings" not in failed.text
+    assert missing.json()["error"]["code"] == "not_found"
+    assert missing.json()["error"]["request_id"]
