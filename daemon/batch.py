@@ -7,7 +7,7 @@ of memory.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from daemon.work import Work
 
@@ -26,13 +26,13 @@ class Batcher:
     def __len__(self) -> int:
         return sum(map(len, self._ready.values()))
 
-    def add(self, work: Work) -> None:
-        """`work` may run now."""
-        kind = work.task.kind
-        if kind not in self._ready:
-            self._ready[kind] = deque()
-            self._order.append(kind)
-        self._ready[kind].append(work)
+    def add(self, works: Sequence[Work]) -> None:
+        """These may run now."""
+        for kind in {work.task.kind: None for work in works}:
+            if kind not in self._ready:
+                self._ready[kind] = deque()
+                self._order.append(kind)
+            self._ready[kind].extend([work for work in works if work.task.kind == kind])
 
     def take(self, free_threads: int) -> list[Work]:
         """The next batch, or nothing. Kinds take turns; a batch leaves work for the other free threads."""
@@ -40,11 +40,7 @@ class Batcher:
             kind = self._order.popleft()
             waiting = self._ready[kind]
             size = min(-(-len(waiting) // max(1, free_threads)), self._limit(kind))
-            batch: list[Work] = []
-            while waiting and len(batch) < size:
-                work = waiting.popleft()
-                if not work.stopped:
-                    batch.append(work)
+            batch = [work for work in (waiting.popleft() for _ in range(size)) if not work.stopped]
             if waiting:
                 self._order.append(kind)
             else:

@@ -21,6 +21,8 @@ from storage.base import Claimed, TaskStore, UnavailableError
 
 log = structlog.get_logger(__name__)
 
+REPEAT_SECONDS = 0.005
+"""After a claim that got less than it asked for: rows that a competitor had locked may be free again."""
 Ask = Callable[[str, str, Sequence[str], int], Awaitable[Claimed]]
 
 
@@ -45,7 +47,7 @@ class Claimer:
             await self._gate.opened()
             self._wake.forget()
             self._starved = False
-            found, suspects = False, False
+            found, more, suspects = False, False, False
             due: float | None = None
             for pool in pools:
                 room = min(pool.room(self._held.count(pool.name)), self._claim_max)
@@ -57,15 +59,16 @@ class Claimer:
                 due = min((each for each in (due, claimed.next_due_seconds) if each is not None), default=None)
                 works = self._hold(pool, claimed)
                 if len(works) == room:  # there is more: ask for it first, and admit these while the database is at it
+                    more = True
                     asyncio.get_running_loop().call_soon(admit, works)
                 else:
                     admit(works)
             if suspects:
                 await self._isolate(pools, admit, announce)
-            elif found:
+            elif not more:
+                await self._wake.wait(REPEAT_SECONDS if found else due)
+            if found:
                 self._wake.worked()
-            else:
-                await self._wake.wait(due)
 
     async def _isolate(
         self, pools: Sequence[Pool], admit: Callable[[Sequence[Work]], None], announce: Callable[[], Awaitable[None]]
@@ -93,7 +96,7 @@ class Claimer:
                     return await call(self._worker, token, pool.kinds, most)
                 except UnavailableError as error:
                     self._gate.shut("database", str(error))
-                    await self._gate.opened()
+                    await self._gate.opened_for("database")
         finally:
             self._held.open_tokens.discard(token)
 

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import anyio
@@ -23,6 +24,7 @@ from handlers.base import Inputs, Job, Limits, RejectedError, Request, SourceIma
 from storage import images
 from storage.base import BlobStore, TaskStore
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 MASKS_BYTES_MAX = 64 * 1024 * 1024
 
 
@@ -34,9 +36,9 @@ class Budget:
         self._used = 0
         self._waiting: deque[tuple[int, anyio.Event]] = deque()
 
-    async def take(self, size: int) -> None:
-        """Wait until `size` bytes fit."""
-        if self._waiting or not self._fits(size):
+    async def take(self, size: int, at_once: bool = False) -> None:
+        """Wait until `size` bytes fit. Who holds some already takes more `at_once`: two such could wait for each other."""
+        if not at_once and (self._waiting or not self._fits(size)):
             turn = anyio.Event()
             entry = (size, turn)
             self._waiting.append(entry)
@@ -124,7 +126,7 @@ class Fetcher:
             if inputs.source or inputs.blobs or inputs.masks:
                 tasks.start_soon(self._bring, work, inputs)
             else:
-                work.job = Job(work.task.id, work.params)
+                work.job = Job(work.task.id, work.params, None, NOTHING, NOTHING)
                 at_once.append(work)
         if at_once:
             self.ready(at_once)
@@ -160,13 +162,16 @@ class Fetcher:
             raise RejectedError("image_missing", "source_image_url is empty; name the uploaded image.")
         key = self._keys.key_of(address, prefixes)
         shared = self._shared.get(key)
-        first = shared is None
-        if shared is None:
-            shared = self._shared[key] = Shared(key)
+        holds = work in self._used  # a holder waits for nobody: the one it waits for may wait for what it holds
+        if shared is None or (holds and not shared.loaded.is_set()):
+            shared, first = Shared(key), True
+            self._shared.setdefault(key, shared)
+        else:
+            first = False
         shared.users += 1
         self._used.setdefault(work, []).append(shared)
         if first:
-            await self._load(shared)
+            await self._load(shared, at_once=holds)
         else:
             await shared.loaded.wait()
         if shared.error is not None:
@@ -174,13 +179,13 @@ class Fetcher:
         assert shared.image is not None
         return shared.image
 
-    async def _load(self, shared: Shared) -> None:
+    async def _load(self, shared: Shared, at_once: bool) -> None:
         """Download and decode; whatever goes wrong is the same for all that wait."""
         try:
             data = await self._in_thread(self._io, self._blobs.get, shared.key, self._limits.bytes_max)
             width, height = images.size_of(data, bytes_max=self._limits.bytes_max, pixels_max=self._limits.pixels_max)
             size = len(data) + width * height * 3
-            await self._budget.take(size)
+            await self._budget.take(size, at_once)
             shared.size = size
             decode = partial(images.decode, data, bytes_max=self._limits.bytes_max, pixels_max=self._limits.pixels_max)
             decoded = await self._in_thread(self._decoding, decode)
@@ -189,7 +194,8 @@ class Fetcher:
             shared.error = error
         finally:
             if shared.image is None:
-                self._shared.pop(shared.key, None)
+                if self._shared.get(shared.key) is shared:
+                    del self._shared[shared.key]
                 shared.error = shared.error or RuntimeError("fetching was cancelled")
             if shared.users == 0:
                 self._free(shared)
@@ -224,6 +230,8 @@ class Fetcher:
 
 def params_of(text: str) -> Mapping[str, Any]:
     """A row's params; RejectedError when they are no object, or more than Python reads."""
+    if text == "{}":
+        return NOTHING
     try:
         params = orjson.loads(text)
     except (RecursionError, ValueError) as error:  # nested too deep, or a number of too many digits

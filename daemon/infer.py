@@ -118,8 +118,7 @@ class Pool:
 
     def put(self, works: Sequence[Work]) -> None:
         """These works have all that they need."""
-        for work in works:
-            self.batcher.add(work)
+        self.batcher.add(works)
         self.kick()
 
     def kick(self) -> None:
@@ -179,8 +178,9 @@ class Pool:
     def _answer(self, running: Running, answers: list[Answer]) -> None:
         seconds = time.monotonic() - running.started
         metrics.STAGE.labels("infer").observe(seconds)
+        spent = {"infer": round(seconds * 1000, 1)}
         for work in running.works:
-            work.stages_ms["infer"] = round(seconds * 1000, 1)
+            work.stages_ms = {**work.stages_ms, **spent} if work.stages_ms else spent
         if any(isinstance(answer, MemoryError) for answer in answers) and len(answers) > 1:
             self.batcher.halve(running.works[0].task.kind, len(answers))
         if not running.overdue:

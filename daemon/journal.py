@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 COMPACT_BYTES = 256 * 1024
 
@@ -35,8 +36,10 @@ class Journal:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._path = folder / f"{mark(database)}-{worker}.journal"
-            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+            young = self._path.with_suffix(".young")  # nobody may find it before it is locked
+            self._file = os.open(young, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            young.rename(self._path)
 
     def begin(self, batch: int, ids: Sequence[str]) -> None:
         """A batch goes to a thread."""
@@ -67,8 +70,9 @@ class Journal:
 
 
 def mark(database: str) -> str:
-    """A short name of a database that gives nothing of its DSN away."""
-    return hashlib.sha256(database.encode()).hexdigest()[:12]
+    """A short name of the database behind a DSN, the same after its password has changed."""
+    parts = urlsplit(database)
+    return hashlib.sha256(f"{parts.hostname}:{parts.port}{parts.path}".encode()).hexdigest()[:12]
 
 
 def deaths(folder: Path, database: str) -> list[Death]:

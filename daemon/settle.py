@@ -138,17 +138,20 @@ class Settler:
                 await self._bisect(batch, error)
                 return
         metrics.SETTLE_BATCH.observe(len(batch))
-        for work, _ in batch:
-            if verdicts.get(work.task.id) is Verdict.LOST:
-                metrics.LOST.inc()
-                log.warning("settle.lost", task=work.task.id, kind=work.task.kind)
-                self.on_lost(work)
-        self._count([outcome for outcome in batch if outcome[1].id not in verdicts])
+        if verdicts:
+            self._clean_up([work for work, _ in batch if verdicts.get(work.task.id) is Verdict.LOST])
+        fates = self._count([ended for ended in batch if ended[1].id not in verdicts] if verdicts else batch)
         works = [work for work, _ in batch]
         self.on_leave(works)
         self._held.drop(works)
-        if any(outcome.fate in (Fate.RETRY, Fate.RELEASED, Fate.SUSPECT) for outcome in outcomes):
+        if not fates.isdisjoint((Fate.RETRY, Fate.RELEASED, Fate.SUSPECT)):
             self.on_again()  # nobody else announces rows that went back, or when they are due
+
+    def _clean_up(self, lost: Sequence[Work]) -> None:
+        for work in lost:
+            metrics.LOST.inc()
+            log.warning("settle.lost", task=work.task.id, kind=work.task.kind)
+            self.on_lost(work)
 
     async def _bisect(self, batch: Sequence[Ended], error: RefusedError) -> None:
         """Something in the batch is not to be written: find it, and end that task alone as `internal`."""
@@ -166,8 +169,11 @@ class Settler:
             [(work, Outcome(work.task.id, work.task.token, Fate.FAILED, code="internal", message=message, wrote=True))]
         )
 
-    def _count(self, written: Sequence[Ended]) -> None:
-        for (kind, fate, code), count in Counter((work.task.kind, end.fate, end.code) for work, end in written).items():
+    def _count(self, written: Sequence[Ended]) -> set[Fate]:
+        """Count what was written; the fates among it."""
+        counts = Counter([(work.task.kind, end.fate, end.code) for work, end in written])
+        for (kind, fate, code), count in counts.items():
             metrics.SETTLED.labels(kind, fate.value).inc(count)
             if fate is Fate.FAILED and code is not None:
                 metrics.FAILED.labels(code).inc(count)
+        return {fate for _, fate, _ in counts}

@@ -6,14 +6,14 @@ Every stage finds here what it may still do: a work whose `stopped` is set is wa
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import anyio
 
 from daemon import metrics
-from handlers.base import Handler, Job, Result
+from handlers.base import Handler, Job
 from models.base import StoppedError
 from storage.base import Task
 
@@ -25,15 +25,12 @@ class Work:
     task: Task
     handler: Handler
     pool: str
-    claimed_at: float = field(default_factory=time.monotonic)
     params: Any = None
     job: Job | None = None
-    image_bytes: int = 0
     begun: bool = False
     stopped: bool = False
     settling: bool = False
-    result: Result | None = None
-    stages_ms: dict[str, float] = field(default_factory=dict)
+    stages_ms: Mapping[str, float] | None = None
 
     @property
     def key_prefix(self) -> str:
@@ -48,7 +45,7 @@ class Work:
     def spent(self, stage: str, since: float) -> None:
         """Note the time of a stage of this task that began at `since` (time.monotonic)."""
         seconds = time.monotonic() - since
-        self.stages_ms[stage] = round(seconds * 1000, 1)
+        self.stages_ms = {**(self.stages_ms or {}), stage: round(seconds * 1000, 1)}
         metrics.STAGE.labels(stage).observe(seconds)
 
 

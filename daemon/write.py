@@ -114,7 +114,7 @@ class Writer:
 
 
 def _done(work: Work, result: Result, addresses: dict[str, str]) -> Outcome:
-    stages = work.stages_ms
+    stages = work.stages_ms or {}
     metadata = {
         **result.metadata,
         "attempts": work.task.attempts,

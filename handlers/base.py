@@ -36,7 +36,7 @@ class Limits:
     masks_max: int = 100
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)  # one a task: freezing would cost more than all the rest of making it
 class Request:
     """What a row asks for, as it was written."""
 
@@ -86,7 +86,7 @@ class SourceImage:
         return self.pixels_hwc.shape[1], self.pixels_hwc.shape[0]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)  # one a task: freezing would cost more than all the rest of making it
 class Job:
     """A task decoded and validated, in memory.
 

@@ -7,7 +7,7 @@ begin
     create type maskd.claimed as (
       id text, kind text, project_id text, user_id text, source_image_url text, text_prompt text, params text,
       attempts integer, max_attempts integer, deaths integer, waited_seconds double precision,
-      next_due_seconds double precision, suspects boolean);
+      priority smallint, fair_rank double precision, next_due_seconds double precision, suspects boolean);
   end if;
 end $$;
 
@@ -17,7 +17,8 @@ language sql stable set search_path = '' as $$
   select r.id::text, r.kind, r.project_id::text,
       coalesce(r.user_id, (select p.user_id from public.projects p where p.id = r.project_id))::text,
       r.source_image_url, r.text_prompt, r.params::text, r.attempts, r.max_attempts, r.deaths,
-      extract(epoch from r.started_at - coalesce(r.pending_at, r.created_at))::float8, null::float8, null::boolean
+      extract(epoch from r.started_at - coalesce(r.pending_at, r.created_at))::float8, r.priority, r.fair_rank, null::float8,
+      null::boolean
     from public.segmentation_results r where r.worker_id = worker and r.claim_token = token and r.status = 'processing'
 $$;
 
@@ -32,17 +33,6 @@ begin
                    where d.status = 'delayed' and d.run_after <= clock_timestamp()
                    order by d.run_after limit 500 for update skip locked);
 end $$;
-
--- Kinds that have claimable rows, in the order of their heads, and whether any head has an image to share.
-create or replace function maskd.heads(kinds text[], out ordered text[], out images boolean)
-language sql volatile set search_path = '' as $$
-  select array_agg(k.kind order by head.priority desc, head.fair_rank, head.id), bool_or(head.source_image_url is not null)
-    from maskd.kinds k
-    cross join lateral (select r.priority, r.fair_rank, r.id, r.source_image_url from public.segmentation_results r
-      where r.kind = k.kind and r.status = 'pending' and r.deaths = 0
-      order by r.priority desc, r.fair_rank, r.id limit 1) head
-   where k.kind = any (kinds) and not k.paused
-$$;
 
 -- Locks and returns up to `most` claimable rows, kinds in the order given, none that it does not return.
 create or replace function maskd.pick(kinds text[], most integer, held uuid[]) returns uuid[]
@@ -76,58 +66,79 @@ language sql set search_path = '' as $$
      limit most) same
 $$;
 
-create or replace function maskd.take(worker uuid, token uuid, ids uuid[]) returns setof maskd.claimed
-language sql set search_path = '' as $$
-  with taken as (
-    update public.segmentation_results r
-       set status = 'processing', worker_id = worker, claim_token = token, attempts = r.attempts + 1,
-           started_at = clock_timestamp(), updated_at = now(), error = null
-      from unnest(ids) with ordinality picked (id, place)
-     where r.id = picked.id
-    returning picked.place, r.id, r.kind, r.project_id, r.user_id, r.source_image_url, r.text_prompt, r.params, r.attempts,
-      r.max_attempts, r.deaths, r.started_at - coalesce(r.pending_at, r.created_at) as waited)
-  select t.id::text, t.kind, t.project_id::text,
-      coalesce(t.user_id, (select p.user_id from public.projects p where p.id = t.project_id))::text,
-      t.source_image_url, t.text_prompt, t.params::text, t.attempts, t.max_attempts, t.deaths,
-      extract(epoch from t.waited)::float8, null::float8, null::boolean
-    from taken t order by t.place
-$$;
-
--- Up to `most` rows for this worker under this token. Overlapping calls with one token are serialised and answer alike. When
--- fewer came, or suspects have waited for long, a last row without id tells when the next delayed row is due, and whether
--- suspects wait to be isolated.
-create or replace function maskd.claim(worker uuid, token uuid, kinds text[], most integer) returns setof maskd.claimed
+-- Half of a claim by rank, then rows of the same images, then by rank again.
+create or replace function maskd.pick_by_image(kinds text[], most integer) returns uuid[]
 language plpgsql set search_path = '' as $$
 declare
-  open_kinds text[];
-  images boolean;
-  half integer;
+  ids uuid[] := maskd.pick(kinds, most - most / 2, '{}');
+begin
+  if cardinality(ids) = most - most / 2 and most > 1 then
+    ids := ids || maskd.pick_same_images(kinds, most / 2, ids);
+    if cardinality(ids) < most then
+      ids := ids || maskd.pick(kinds, most - cardinality(ids), ids);
+    end if;
+  end if;
+  return ids;
+end $$;
+
+-- Up to `most` rows for this worker under this token, in no order: the caller sorts by priority and fair rank. Overlapping calls
+-- with one token are serialised and answer alike. When fewer came, or suspects have waited for long, one more row, without id,
+-- tells when the next delayed row is due, and whether suspects wait to be isolated.
+-- Plans are generic, since planning anew would cost more than these few index look-ups; one statement looks at everything.
+create or replace function maskd.claim(worker uuid, token uuid, kinds text[], most integer) returns setof maskd.claimed
+language plpgsql set search_path = '' set plan_cache_mode = force_generic_plan as $$
+declare
+  look record;
   ids uuid[] := '{}';
 begin
   perform pg_advisory_xact_lock(hashtextextended(token::text, 0));
-  return query select * from maskd.held(worker, token);
-  if found then
+  for turn in 1..2 loop
+    select exists (select from public.segmentation_results r
+                    where r.worker_id = worker and r.claim_token = token and r.status = 'processing') as held,
+           (select r.run_after from public.segmentation_results r where r.status = 'delayed' order by r.run_after limit 1) as next_run,
+           (select min(r.pending_at) from public.segmentation_results r
+             where r.status = 'pending' and r.deaths > 0 and r.kind = any (kinds)) as suspect_since,
+           heads.ordered, heads.images into look
+      from (select array_agg(k.kind order by head.priority desc, head.fair_rank, head.id) as ordered,
+                   bool_or(head.source_image_url is not null) as images
+              from maskd.kinds k
+             cross join lateral (select r.priority, r.fair_rank, r.id, r.source_image_url from public.segmentation_results r
+                where r.kind = k.kind and r.status = 'pending' and r.deaths = 0
+                order by r.priority desc, r.fair_rank, r.id limit 1) head
+             where k.kind = any (kinds) and not k.paused) heads;
+    exit when look.next_run is null or look.next_run > clock_timestamp();
+    perform maskd.promote_due();
+  end loop;
+  if look.held then
+    return query select * from maskd.held(worker, token);
     return;
   end if;
-  if exists (select from public.segmentation_results r where r.status = 'delayed' and r.run_after <= clock_timestamp()) then
-    perform maskd.promote_due();
+  if cardinality(look.ordered) = 1 and (most = 1 or not look.images) then
+    ids := array(select r.id from public.segmentation_results r
+      where r.kind = look.ordered[1] and r.status = 'pending' and r.deaths = 0
+      order by r.priority desc, r.fair_rank, r.id limit most for update skip locked);
+  elsif look.images then
+    ids := maskd.pick_by_image(look.ordered, most);
+  elsif look.ordered is not null then
+    ids := maskd.pick(look.ordered, most, '{}');
   end if;
-  select h.ordered, h.images into open_kinds, images from maskd.heads(kinds) h;
-  if open_kinds is not null then
-    half := case when images then most / 2 else 0 end;
-    ids := maskd.pick(open_kinds, most - half, '{}');
-    if half > 0 and cardinality(ids) = most - half then
-      ids := ids || maskd.pick_same_images(open_kinds, half, ids);
-      if cardinality(ids) < most then
-        ids := ids || maskd.pick(open_kinds, most - cardinality(ids), ids);
-      end if;
-    end if;
-    return query select * from maskd.take(worker, token, ids);
+  if cardinality(ids) > 0 then
+    return query
+      update public.segmentation_results r
+         set status = 'processing', worker_id = worker, claim_token = token, attempts = r.attempts + 1,
+             started_at = clock_timestamp(), updated_at = now(), error = null
+       where r.id = any (ids)
+      returning r.id::text, r.kind, r.project_id::text,
+        coalesce(r.user_id, (select p.user_id from public.projects p where p.id = r.project_id))::text,
+        r.source_image_url, r.text_prompt, r.params::text, r.attempts, r.max_attempts, r.deaths,
+        extract(epoch from r.started_at - coalesce(r.pending_at, r.created_at))::float8, r.priority, r.fair_rank, null::float8,
+        null::boolean;
   end if;
-  if cardinality(ids) < most or exists (select from public.segmentation_results r where r.status = 'pending' and r.deaths > 0
-       and r.kind = any (kinds) and r.pending_at < clock_timestamp() - interval '10 seconds') then
+  if cardinality(ids) < most or look.suspect_since < clock_timestamp() - interval '10 seconds' then
     return query select null::text, null::text, null::text, null::text, null::text, null::text, null::text, null::integer,
-      null::integer, null::integer, null::float8, maskd.next_due(), cardinality(maskd.suspect_kinds(kinds)) > 0;
+      null::integer, null::integer, null::float8, null::smallint, null::float8,
+      extract(epoch from look.next_run - clock_timestamp())::float8,
+      look.suspect_since is not null and cardinality(maskd.suspect_kinds(kinds)) > 0;
   end if;
 end $$;
 
@@ -138,7 +149,6 @@ language plpgsql set search_path = '' as $$
 declare
   chosen_kind text;
   fewest integer;
-  ids uuid[];
 begin
   perform pg_advisory_xact_lock(hashtextextended(token::text, 0));
   return query select * from maskd.held(worker, token);
@@ -149,12 +159,13 @@ begin
     cross join lateral (select r.deaths, r.fair_rank from public.segmentation_results r
       where r.kind = k and r.status = 'pending' and r.deaths > 0 order by r.deaths, r.fair_rank limit 1) s
     order by s.deaths, s.fair_rank limit 1;
-  ids := array(select r.id from public.segmentation_results r
-    where r.kind = chosen_kind and r.status = 'pending' and r.deaths = fewest
-    order by r.fair_rank, r.id limit case when fewest = 1 then least(most, 16) else 1 end for update skip locked);
-  if cardinality(ids) > 0 then
-    return query select * from maskd.take(worker, token, ids);
-  end if;
+  update public.segmentation_results r
+     set status = 'processing', worker_id = worker, claim_token = token, attempts = r.attempts + 1,
+         started_at = clock_timestamp(), updated_at = now(), error = null
+   where r.id = any (array(select p.id from public.segmentation_results p
+     where p.kind = chosen_kind and p.status = 'pending' and p.deaths = fewest
+     order by p.fair_rank, p.id limit case when fewest = 1 then least(most, 16) else 1 end for update skip locked));
+  return query select * from maskd.held(worker, token);
 end $$;
 
 -- Kinds that have suspects waiting and none running.
@@ -164,13 +175,6 @@ language sql volatile set search_path = '' as $$
     where k.kind = any (kinds) and not k.paused
       and exists (select from public.segmentation_results r where r.kind = k.kind and r.status = 'pending' and r.deaths > 0)
       and not exists (select from public.segmentation_results r where r.kind = k.kind and r.status = 'processing' and r.deaths > 0))
-$$;
-
--- When the next delayed row becomes due, in seconds from now; null when none is delayed.
-create or replace function maskd.next_due() returns double precision
-language sql volatile set search_path = '' as $$
-  select extract(epoch from r.run_after - clock_timestamp())::float8
-    from public.segmentation_results r where r.status = 'delayed' order by r.run_after limit 1
 $$;
 
 insert into maskd.migrations (version, name) values ('20261121000200', 'claim') on conflict do nothing;

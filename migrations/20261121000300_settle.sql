@@ -38,7 +38,7 @@ end $$;
 -- Returns the rows that were not written: already (it ended under this very token before) or lost (the claim was taken away;
 -- nothing changed).
 create or replace function maskd.settle(outcomes jsonb) returns table (id text, verdict text)
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = '' set plan_cache_mode = force_generic_plan as $$
 declare
   written uuid[];
   ended uuid[];

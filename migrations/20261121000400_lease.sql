@@ -150,10 +150,11 @@ end $$;
 create or replace function maskd.due_tombstones(most integer) returns table (id bigint, prefix text)
 language sql set search_path = '' as $$
   update maskd.tombstones t set due_at = clock_timestamp() + interval '1 minute'
-   where t.id in (select d.id from maskd.tombstones d where d.due_at <= clock_timestamp()
+   where t.id in (select d.id from maskd.tombstones d
+                   where d.due_at <= clock_timestamp()
+                     and not exists (select from public.segmentation_results r
+                       where r.id = d.task_id and r.claim_token = d.claim_token and r.status in ('processing', 'done'))
                    order by d.due_at limit most for update skip locked)
-     and not exists (select from public.segmentation_results r
-                      where r.id = t.task_id and r.claim_token = t.claim_token and r.status in ('processing', 'done'))
   returning t.id, format('masks/%s/%s/', t.project_id, t.task_id) || coalesce(t.claim_token::text || '/', '')
 $$;
 

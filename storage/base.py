@@ -61,7 +61,7 @@ class BlobStore(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)  # one a task: freezing would cost more than all the rest of making it
 class Task:
     """A claimed row: what it asks for, and the claim (`id`, `token`) that every write about it must name."""
 
@@ -92,7 +92,7 @@ class Fate(StrEnum):
     """Its batch hung, and nobody knows by which of its tasks: it goes back, to run apart as if its worker had died."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)  # one a task: freezing would cost more than all the rest of making it
 class Outcome:
     """What settle writes about one claim. `wrote` says that blobs under this claim's prefix may exist."""
 

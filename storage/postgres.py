@@ -169,13 +169,10 @@ class PostgresStore:
 
     @staticmethod
     def _claimed(token: str, rows: Sequence[asyncpg.Record]) -> Claimed:
-        tasks = tuple(
-            Task(task_id, token, kind, project, user, source, text, params, attempts, most, deaths, waited)
-            for task_id, kind, project, user, source, text, params, attempts, most, deaths, waited, _, _ in rows
-            if task_id is not None
-        )
-        last = rows[-1] if rows and rows[-1][0] is None else None
-        return Claimed(tasks) if last is None else Claimed(tasks, last[11], bool(last[12]))
+        rows = sorted(rows, key=_turn)
+        last = rows.pop() if rows and rows[-1][0] is None else None
+        tasks = tuple(Task(row[0], token, *row[1:11]) for row in rows)
+        return Claimed(tasks) if last is None else Claimed(tasks, last[13], bool(last[14]))
 
     async def _fetch(self, query: str, *args: Any) -> list[asyncpg.Record]:
         assert self._pool is not None, "open() comes first"
@@ -203,3 +200,8 @@ def _outcome_json(outcome: Outcome) -> str:
     if outcome.wrote:
         head += ',"wrote":true'
     return head + ("}" if outcome.values == "{}" else "," + outcome.values[1:])
+
+
+def _turn(row: asyncpg.Record) -> tuple[bool, int, float]:
+    """Claimed rows by priority and fair rank; the row without id, which tells what else there is, comes last."""
+    return row[0] is None, -(row[11] or 0), row[12] or 0.0

@@ -32,6 +32,7 @@ MUTABLE_CALLS = ("list", "dict", "set", "bytearray", "deque", "defaultdict", "Or
 # Tests that may wait for time to pass, and why no signal would do. A file without a reason has no place here.
 SLEEPERS = {
     "tests/support/daemons.py": "another process cannot signal us: what it does is polled, with a ceiling",
+    "tests/bench/pickup.py": "the idle pause between samples is what is measured",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from urllib.parse import unquote, urlsplit
 
 import anyio
 import structlog
@@ -31,7 +32,11 @@ def run() -> None:
 def set_up_log(config: Config) -> None:
     """Logging with this configuration's secrets redacted."""
     keys = (config.supabase_service_key, config.r2_access_key_id, config.r2_secret_access_key, config.api_secret_key)
-    log.set_up(config.log_level, config.log_format, [key.get_secret_value() for key in keys if key is not None])
+    secrets = [key.get_secret_value() for key in keys if key is not None]
+    password = urlsplit(config.database_dsn()).password
+    if password is not None:
+        secrets += [password, unquote(password)]
+    log.set_up(config.log_level, config.log_format, secrets)
 
 
 async def serve(daemon: Daemon) -> int:

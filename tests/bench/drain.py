@@ -21,7 +21,12 @@ ROWS = 20_000
 WARM_ROWS = 1_000
 CLAIM = 100
 ROUNDS = 5
-SETTINGS = {"MASKD_CLAIM_MAX": str(CLAIM), "MASKD_BATCH_MAX": str(CLAIM), "MASKD_CPU_THREADS": "1"}
+SETTINGS = {
+    "MASKD_CLAIM_MAX": str(CLAIM),
+    "MASKD_BATCH_MAX": str(CLAIM),
+    "MASKD_CPU_THREADS": "1",
+    "MASKD_PREFETCH_BATCHES": "7",  # tasks of no length at all: what hides the database is more of them in flight
+}
 
 INTERVAL = """select extract(epoch from max(finished_at) - min(started_at))::float8, count(*) filter (where status = 'done')
   from public.segmentation_results"""

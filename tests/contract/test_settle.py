@@ -126,3 +126,10 @@ async def test_retry_by_hand_starts_attempts_and_deaths_anew(queue: Queue) -> No
     assert await queue.client.retry(None, "internal", 100) == 1
     row = await queue.row(tasks[0].id)
     assert (row["status"], row["attempts"], row["error"], row["claim_token"]) == ("pending", 0, None, None)
+
+
+async def test_a_task_whose_batch_hung_goes_back_as_a_suspect_with_its_attempt(queue: Queue) -> None:
+    (task_id,) = await queue.insert()
+    await queue.settle(await queue.claim(new_id()), Fate.SUSPECT)
+    row = await queue.row(task_id)
+    assert (row["status"], row["attempts"], row["deaths"]) == ("pending", 0, 1)

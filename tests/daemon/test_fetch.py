@@ -47,3 +47,13 @@ async def test_one_that_gives_up_waiting_takes_nothing() -> None:
     budget.give(100)
     with anyio.fail_after(5):
         await budget.take(100)
+
+
+async def test_who_holds_some_already_never_waits_for_more() -> None:
+    budget = Budget(100)
+    await budget.take(100)
+    with anyio.fail_after(5):
+        await budget.take(50, at_once=True)
+    budget.give(150)
+    with anyio.fail_after(5):
+        await budget.take(100)
