@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
+import time
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,8 +29,7 @@ from storage.base import (
 from storage.schema import migration_files
 
 TRANSACTION_POOLER_PORT = 6543
-CANCEL_SECONDS = 2.0
-"""How long a server is given to take a call back whose time is over; asyncpg would wait for ever where packets vanish."""
+IDLE_SECONDS_MAX = 60.0
 REFUSED_CREDENTIALS = ("28", "3D", "42501", "42883", "3F")  # authorization, no such database, grant, function, schema
 
 CLAIM = "select * from maskd.claim($1, $2, $3, $4)"
@@ -63,30 +63,65 @@ def translate(error: BaseException) -> Exception:
     raise error
 
 
+class Lines:
+    """A few connections, made when needed. asyncpg's own pool takes a task and several turns of the loop to give one back, and
+    waits for the server's consent to drop one; here one whose call was cut off is simply thrown away: calls may be replayed.
+    """
+
+    def __init__(self, dsn: str, most: int, timeout_seconds: float, ca_file: str | None) -> None:
+        self._dsn = dsn
+        self._timeout = timeout_seconds
+        self._turns = asyncio.Semaphore(most)
+        self._idle: list[tuple[float, asyncpg.Connection]] = []
+        self._options: dict[str, Any] = {"statement_cache_size": 0} if is_transaction_pooler(dsn) else {}
+        if ca_file is not None:
+            self._options["ssl"] = tls(ca_file)
+
+    async def fetch(self, query: str, args: Sequence[Any]) -> list[asyncpg.Record]:
+        """One call on a free connection; TimeoutError past the time-out, waiting for a connection included."""
+        async with asyncio.timeout(self._timeout), self._turns:
+            connection = self._warm() or await self._connect()
+            try:
+                rows: list[asyncpg.Record] = await connection.fetch(query, *args)
+            except asyncpg.PostgresError:
+                self._keep(connection)
+                raise
+            except BaseException:
+                connection.terminate()
+                raise
+            self._keep(connection)
+            return rows
+
+    def close(self) -> None:
+        """Drop what is idle; what is in use is dropped by whoever is cut off."""
+        while self._idle:
+            self._idle.pop()[1].terminate()
+
+    def _warm(self) -> asyncpg.Connection | None:
+        """The connection used last, unless it has ended or has been idle for so long that a router may have forgotten it."""
+        while self._idle:
+            used_at, connection = self._idle.pop()
+            if not connection.is_closed() and time.monotonic() - used_at < IDLE_SECONDS_MAX:
+                return connection
+            connection.terminate()
+        return None
+
+    def _keep(self, connection: asyncpg.Connection) -> None:
+        if not connection.is_closed():
+            self._idle.append((time.monotonic(), connection))
+
+    async def _connect(self) -> asyncpg.Connection:
+        settings = {"application_name": "maskd"}
+        return await asyncpg.connect(self._dsn, timeout=self._timeout, server_settings=settings, **self._options)
+
+
 class PostgresStore:
     """TaskStore over a small pool of connections; a lost connection is replaced by the next call."""
 
     def __init__(self, dsn: str, *, connections_max: int = 6, timeout_seconds: float = 10.0, ca_file: str | None = None) -> None:
-        self._dsn = dsn
-        self._connections_max = connections_max
-        self._timeout = timeout_seconds
-        self._ca_file = ca_file
-        self._pool: asyncpg.Pool | None = None
+        self._lines = Lines(dsn, connections_max, timeout_seconds, ca_file)
 
     async def open(self) -> None:
-        options: dict[str, Any] = {"statement_cache_size": 0} if is_transaction_pooler(self._dsn) else {}
-        if self._ca_file is not None:
-            options["ssl"] = tls(self._ca_file)
-        self._pool = await asyncpg.create_pool(
-            self._dsn,
-            min_size=0,
-            max_size=self._connections_max,
-            timeout=self._timeout,
-            command_timeout=min(CANCEL_SECONDS, self._timeout),
-            reset=_no_reset,
-            server_settings={"application_name": "maskd"},
-            **options,
-        )
         try:
             await self._check_version()
         except BaseException:
@@ -94,9 +129,7 @@ class PostgresStore:
             raise
 
     async def close(self) -> None:
-        if self._pool is not None:
-            self._pool.terminate()
-            self._pool = None
+        self._lines.close()
 
     async def claim(self, worker: str, token: str, kinds: Sequence[str], most: int) -> Claimed:
         return self._claimed(token, await self._fetch(CLAIM, worker, token, kinds, most))
@@ -175,20 +208,13 @@ class PostgresStore:
         return Claimed(tasks) if last is None else Claimed(tasks, last[13], bool(last[14]))
 
     async def _fetch(self, query: str, *args: Any) -> list[asyncpg.Record]:
-        assert self._pool is not None, "open() comes first"
         try:
-            async with asyncio.timeout(self._timeout), self._pool.acquire() as connection:
-                rows: list[asyncpg.Record] = await connection.fetch(query, *args, timeout=self._timeout)
-                return rows
+            return await self._lines.fetch(query, args)
         except Exception as error:
             raise translate(error) from error
 
     async def _value(self, query: str, *args: Any) -> Any:
         return (await self._fetch(query, *args))[0][0]
-
-
-async def _no_reset(_connection: object) -> None:
-    """Nothing here sets session state, so giving a connection back needs no round trip."""
 
 
 def _outcome_json(outcome: Outcome) -> str:

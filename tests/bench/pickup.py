@@ -1,19 +1,21 @@
 """Pick-up: how long an idle worker takes from just before COMMIT of one insert to the start of the handler.
 
-maskd's daemon against a minimal LISTEN + claim loop on the same table, each alone in the event loop that also inserts.
+maskd's daemon against a minimal LISTEN + claim loop on the same table; another process inserts, as the Edge does.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
-import time
-from collections.abc import Awaitable, Callable
+import sys
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from itertools import chain
-from typing import Any
 
 import asyncpg
-from bench.ground import KIND, Ground, add_owner
+from bench.ground import Ground, add_owner
 from bench.noop import Noop, settled, worker
 from bench.plain import listener
 from bench.report import Report, percentile
@@ -22,8 +24,6 @@ BLOCKS = 10
 SAMPLES = 60
 WARM_SAMPLES = 10
 IDLE_SECONDS = (0.005, 0.015)  # so that each row meets a worker that waits, at no fixed phase of anything
-
-INSERT = "insert into public.segmentation_results (project_id, kind) values ($1, $2)"
 
 
 def run(ground: Ground, report: Report) -> None:
@@ -78,19 +78,31 @@ async def block(dsn: str, sample: Callable[[Callable[[], Awaitable[float]]], Awa
     control = await asyncpg.connect(dsn)
     await control.execute("truncate public.segmentation_results")
     _, project = await add_owner(control)
-    latencies = []
-    for _ in range(WARM_SAMPLES + SAMPLES):
-        latencies.append(await sample(lambda: insert(control, project)) * 1000)
-        await asyncio.sleep(random.uniform(*IDLE_SECONDS))
     await control.close()
+    latencies = []
+    async with inserter(dsn, project) as insert:
+        for _ in range(WARM_SAMPLES + SAMPLES):
+            latencies.append(await sample(insert) * 1000)
+            await asyncio.sleep(random.uniform(*IDLE_SECONDS))
     return latencies[WARM_SAMPLES:]
 
 
-async def insert(control: asyncpg.Connection[Any], project: str) -> float:
-    """Insert one row; the time just before COMMIT."""
-    transaction = control.transaction()
-    await transaction.start()
-    await control.execute(INSERT, project, KIND)
-    before = time.perf_counter()
-    await transaction.commit()
-    return before
+@asynccontextmanager
+async def inserter(dsn: str, project: str) -> AsyncIterator[Callable[[], Awaitable[float]]]:
+    """Another process that inserts one row a call; the call returns the time just before COMMIT."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    words = (sys.executable, "-m", "bench.inserter", dsn, str(project))
+    process = await asyncio.create_subprocess_exec(*words, stdin=PIPE, stdout=PIPE, env=environment)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    pipe_in, pipe_out = process.stdin, process.stdout
+
+    async def insert() -> float:
+        pipe_in.write(b"insert\n")
+        return float(await pipe_out.readline())
+
+    try:
+        yield insert
+    finally:
+        pipe_in.close()
+        await process.wait()
