@@ -41,6 +41,7 @@ GALLERY = Path("out") / "demo"
 READY_SECONDS_MAX = 60.0
 TASKS_SECONDS_MAX = 300.0
 LOOK_SECONDS = 0.1
+COLUMNS = 110
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +184,8 @@ class Demo:
             typer.echo(json.dumps(document(ended, path), ensure_ascii=False))
         else:
             console = Console(soft_wrap=True)
+            if not console.is_terminal:
+                console.width = COLUMNS  # a file or a pipe has no width of its own
             console.print(*report(ended, path), sep="\n")
         if self.keep:
             typer.echo(farewell(self.config, daemon), err=self.as_json)

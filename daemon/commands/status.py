@@ -21,7 +21,7 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="For scripts.")]
         typer.echo(json.dumps(found, indent=2))
         return
     console = Console()
-    console.print(_tasks(found))
+    console.print(_tasks(found) if found["tasks"] else "no active tasks")
     console.print(_workers(found))
     lonely = {row["kind"] for row in found["tasks"]} & {kind["kind"] for kind in found["kinds"] if not kind["served"]}
     for kind in sorted(lonely):
