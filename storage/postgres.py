@@ -34,6 +34,8 @@ REFUSED_CREDENTIALS = ("28", "3D", "42501", "42883", "3F")  # authorization, no 
 
 CLAIM = "select * from maskd.claim($1, $2, $3, $4)"
 CLAIM_SUSPECTS = "select * from maskd.claim_suspects($1, $2, $3, $4)"
+SETTLE = "select id, verdict from maskd.settle($1)"
+HOT = (CLAIM, SETTLE)  # each keeps a connection of its own
 BEAT = "select id, token from maskd.beat($1, $2, $3, $4, $5, $6, $7, $8)"
 TEMPLATES = "select value from maskd.settings where key = 'key_templates'"
 
@@ -72,7 +74,7 @@ class Lines:
         self._dsn = dsn
         self._timeout = timeout_seconds
         self._turns = asyncio.Semaphore(most)
-        self._idle: list[tuple[float, asyncpg.Connection]] = []
+        self._idle: list[tuple[float, str, asyncpg.Connection]] = []
         self._options: dict[str, Any] = {"statement_cache_size": 0} if is_transaction_pooler(dsn) else {}
         if ca_file is not None:
             self._options["ssl"] = tls(ca_file)
@@ -80,35 +82,39 @@ class Lines:
     async def fetch(self, query: str, args: Sequence[Any]) -> list[asyncpg.Record]:
         """One call on a free connection; TimeoutError past the time-out, waiting for a connection included."""
         async with asyncio.timeout(self._timeout), self._turns:
-            connection = self._warm() or await self._connect()
+            connection = self._warm(query) or await self._connect()
             try:
                 rows: list[asyncpg.Record] = await connection.fetch(query, *args)
             except asyncpg.PostgresError:
-                self._keep(connection)
+                self._keep(connection, query)
                 raise
             except BaseException:
                 connection.terminate()
                 raise
-            self._keep(connection)
+            self._keep(connection, query)
             return rows
 
     def close(self) -> None:
         """Drop what is idle; what is in use is dropped by whoever is cut off."""
         while self._idle:
-            self._idle.pop()[1].terminate()
+            self._idle.pop()[2].terminate()
 
-    def _warm(self) -> asyncpg.Connection | None:
-        """The connection used last, unless it has ended or has been idle for so long that a router may have forgotten it."""
-        while self._idle:
-            used_at, connection = self._idle.pop()
-            if not connection.is_closed() and time.monotonic() - used_at < IDLE_SECONDS_MAX:
-                return connection
+    def _warm(self, query: str) -> asyncpg.Connection | None:
+        """An idle connection, best one that made this call before: on another the server would plan it anew. None that has ended
+        or has been idle for so long that a router may have forgotten it."""
+        young = time.monotonic() - IDLE_SECONDS_MAX
+        for _, _, connection in [line for line in self._idle if line[2].is_closed() or line[0] < young]:
             connection.terminate()
-        return None
+        self._idle = [line for line in self._idle if not line[2].is_closed()]
+        fit = [line for line in self._idle if line[1] == query] or [line for line in self._idle if line[1] not in HOT]
+        if not fit:
+            return None
+        self._idle.remove(fit[-1])
+        return fit[-1][2]
 
-    def _keep(self, connection: asyncpg.Connection) -> None:
+    def _keep(self, connection: asyncpg.Connection, query: str) -> None:
         if not connection.is_closed():
-            self._idle.append((time.monotonic(), connection))
+            self._idle.append((time.monotonic(), query, connection))
 
     async def _connect(self) -> asyncpg.Connection:
         settings = {"application_name": "maskd"}
@@ -138,7 +144,7 @@ class PostgresStore:
         return self._claimed(token, await self._fetch(CLAIM_SUSPECTS, worker, token, kinds, most))
 
     async def settle(self, outcomes: Sequence[Outcome]) -> dict[str, Verdict]:
-        rows = await self._fetch("select id, verdict from maskd.settle($1)", "[" + ",".join(map(_outcome_json, outcomes)) + "]")
+        rows = await self._fetch(SETTLE, "[" + ",".join(map(_outcome_json, outcomes)) + "]")
         return {row[0]: Verdict(row[1]) for row in rows}
 
     async def beat(self, beat: Beat) -> list[tuple[str, str]]:

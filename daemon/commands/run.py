@@ -23,7 +23,7 @@ def run() -> None:
     """Claim and serve tasks until SIGTERM; a second signal ends at once."""
     config = load()
     set_up_log(config)
-    code = anyio.run(serve, build(config))
+    code = anyio.run(serve, build(config), backend_options={"use_uvloop": True})
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # a thread that hangs in a handler would hold a plain exit for ever

@@ -1,7 +1,7 @@
 """Drain: 20,000 rows of a no-op kind, by the production daemon, by a plain asyncpg loop, by pgqueuer and by procrastinate.
 
-Every side runs alone, is warm (it has just drained some rows) and finds all rows there, vacuumed and analysed. The clock is
-the database's: from the start of the first row to the end of the last, as the rows (or the other queue's log) have it.
+Every side runs alone on uvloop, is warm (it has just drained some rows) and finds all rows there, vacuumed and analysed. The
+clock is the database's: from the start of the first row to the end of the last, as the rows (or the other queue's log) have it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import asyncpg
+import uvloop
 from bench import pgqueuer_side, plain, procrastinate_side
 from bench.ground import KIND, Ground, fill
 from bench.noop import Noop, settled, worker
@@ -49,7 +50,7 @@ def run(ground: Ground, report: Report) -> None:
     for _ in range(ROUNDS):
         for name, side in sides.items():
             gc.collect()
-            rates[name].append(pgqueuer_side.LOOP(side()) if name == pgqueuer_side.NAME else asyncio.run(side()))
+            rates[name].append(uvloop.run(side()))
     tell(report, rates)
 
 

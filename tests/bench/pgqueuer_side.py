@@ -10,7 +10,6 @@ import asyncio
 from datetime import timedelta
 
 import asyncpg
-import uvloop
 from bench.ground import SECONDS_MAX
 from pgqueuer.adapters.persistence.qb import QueryBuilderEnvironment
 from pgqueuer.core.qm import QueueManager
@@ -22,7 +21,6 @@ from pgqueuer.queries import Queries
 NAME = "pgqueuer, batches of 500, pool, uvloop"
 BATCH = 500
 CONNECTIONS = 4  # it listens on one of them
-LOOP = uvloop.run
 POLL = timedelta(seconds=0.1)
 
 INTERVAL = """select extract(epoch from max(created) filter (where status = 'successful')

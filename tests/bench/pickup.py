@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from itertools import chain
 
 import asyncpg
+import uvloop
 from bench.ground import Ground, add_owner
 from bench.noop import Noop, settled, worker
 from bench.plain import listener
@@ -33,8 +34,8 @@ def run(ground: Ground, report: Report) -> None:
     mine: list[list[float]] = []
     bare: list[list[float]] = []
     for _ in range(BLOCKS):
-        mine.append(asyncio.run(ours(dsn)))
-        bare.append(asyncio.run(theirs(dsn)))
+        mine.append(uvloop.run(ours(dsn)))
+        bare.append(uvloop.run(theirs(dsn)))
     for percent in (50, 95, 99):
         report.side(f"maskd p{percent}", [percentile(block, percent) for block in mine], "ms")
         report.side(f"LISTEN + claim loop p{percent}", [percentile(block, percent) for block in bare], "ms")
