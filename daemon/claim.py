@@ -13,11 +13,11 @@ from collections.abc import Awaitable, Callable, Sequence
 import structlog
 
 from daemon import metrics
-from daemon.gate import Gate
+from daemon.gate import AWAY, Gate
 from daemon.infer import Pool
 from daemon.wake import Wake
 from daemon.work import Held, Work
-from storage.base import Claimed, TaskStore, UnavailableError
+from storage.base import Claimed, TaskStore
 
 log = structlog.get_logger(__name__)
 
@@ -37,14 +37,18 @@ class Claimer:
         self._gate = gate
         self._claim_max = claim_max
         self._starved = False
+        self._announce: Callable[[], Awaitable[None]]
         held.on_leave = self._room_came_free
 
     async def run(
         self, pools: Sequence[Pool], admit: Callable[[Sequence[Work]], None], announce: Callable[[], Awaitable[None]]
     ) -> None:
-        """Claim for ever; `admit` takes works over, `announce` tells the database which works have begun."""
+        """Claim for ever; `admit` takes works over, `announce` tells the database that we live and which works have begun."""
+        self._announce = announce
         while True:
-            await self._gate.opened()
+            if self._gate.failing:
+                await self._gate.opened()
+                await announce()  # before a claim: whoever was silent too long is not a worker any more
             self._wake.forget()
             self._starved = False
             found, more, suspects = False, False, False
@@ -94,9 +98,10 @@ class Claimer:
             while True:
                 try:
                     return await call(self._worker, token, pool.kinds, most)
-                except UnavailableError as error:
+                except AWAY as error:
                     self._gate.shut("database", str(error))
                     await self._gate.opened_for("database")
+                    await self._announce()
         finally:
             self._held.open_tokens.discard(token)
 

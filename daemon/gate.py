@@ -17,6 +17,9 @@ from storage.base import ConfigurationError, UnavailableError
 
 log = structlog.get_logger(__name__)
 
+AWAY = (UnavailableError, ConfigurationError)
+"""What a shared service raises when it fails. While we run, being refused (a password was changed) is a failure like another:
+somebody will mend it, and to end the process would cost the tasks in hand."""
 Probe = Callable[[], Awaitable[None]]
 
 

@@ -15,8 +15,9 @@ import anyio
 import structlog
 
 from daemon import journal, metrics
+from daemon.gate import AWAY
 from daemon.work import Held
-from storage.base import Beat, TaskStore, Tombstone, UnavailableError
+from storage.base import Beat, RefusedError, TaskStore, Tombstone
 
 log = structlog.get_logger(__name__)
 
@@ -45,7 +46,7 @@ class Lease:
             try:
                 await self.beat()
                 return
-            except UnavailableError as error:
+            except AWAY as error:
                 self.failing(str(error))
                 await anyio.sleep(self._lease_seconds / 10)
 
@@ -74,7 +75,7 @@ class Lease:
         while True:
             try:
                 await self.beat()
-            except UnavailableError as error:
+            except AWAY as error:
                 metrics.BEATS_FAILED.inc()
                 self.failing(str(error))
             await anyio.sleep(self._lease_seconds / 3)
@@ -89,8 +90,10 @@ class Lease:
                     metrics.RESCUED.inc(rescued)
                     log.warning("lease.rescued", tasks=rescued)
                 await self._sweep(bury)
-            except UnavailableError as error:
+            except AWAY as error:
                 self.failing(str(error))
+            except RefusedError as error:  # some row that cannot be written: the living go on
+                log.error("lease.refused", reason=str(error))
 
     async def _sweep(self, bury: Callable[[Tombstone], Awaitable[bool]]) -> None:
         done = []

@@ -47,6 +47,7 @@ from storage.r2 import R2Blobs
 log = structlog.get_logger(__name__)
 
 START_RETRY_SECONDS = 1.0
+START_PROBE_SECONDS = 10.0
 STALLED_LEASES = 3.0
 MB = 1024 * 1024
 
@@ -68,12 +69,14 @@ class Daemon:
         self.server = Server(config.host, config.port, None if key is None else key.get_secret_value(), self.health)
         self.ready = anyio.Event()
         self.pipeline: Pipeline | None = None
-        self._stopping = anyio.Event()
+        self.state_dir = config.state_dir.expanduser()
+        self._starting: anyio.CancelScope | None = None
         self._started_at = time.monotonic()
 
     def drain(self) -> None:
         """Stop in good order; `run` returns when it is done."""
-        self._stopping.set()
+        if self._starting is not None:
+            self._starting.cancel()
         systemd.notify("STOPPING=1")
         if self.pipeline is not None:
             self.pipeline.drain()
@@ -84,15 +87,14 @@ class Daemon:
         metrics.initialise(sorted(self.handlers), self.cache)
         await self.server.start()
         try:
-            await self._open()
-            if self._stopping.is_set():
-                return
-            await self._try_blobs()
-            state_dir = self.config.state_dir.expanduser()
-            await blame_the_dead(self.store, state_dir, self.config.database_dsn())
-            journal = Journal(state_dir, self.worker, self.config.database_dsn())
-            self.pipeline = Pipeline(assemble(self, await self.store.key_templates(), journal))
-            if self._stopping.is_set():
+            with anyio.CancelScope() as self._starting:
+                templates = await self._open()
+                await self._try_blobs()
+                journal = Journal(self.state_dir, self.worker, self.config.database_dsn())
+                self.pipeline = Pipeline(assemble(self, templates, journal))
+            if self.pipeline is None:
+                return  # told to stop before it began
+            if self._starting.cancel_called:
                 self.pipeline.drain()
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(systemd.feed_watchdog, self.makes_progress)
@@ -149,12 +151,14 @@ class Daemon:
             }
         return body
 
-    async def _open(self) -> None:
-        """Wait for a database that is not there yet; a wrong one ends the process."""
-        while not self._stopping.is_set():
+    async def _open(self) -> list[str]:
+        """Wait for a database that is not there yet (a wrong one ends the process), and report the dead of this host to it.
+        Returns the templates of keys."""
+        while True:
             try:
                 await self.store.open()
-                return
+                await blame_the_dead(self.store, self.state_dir, self.config.database_dsn())
+                return await self.store.key_templates()
             except UnavailableError as error:
                 log.warning("start.waiting", reason=str(error))
                 systemd.notify("STATUS=waiting for the database", "EXTEND_TIMEOUT_USEC=15000000")
@@ -163,7 +167,8 @@ class Daemon:
     async def _try_blobs(self) -> None:
         """Wrong credentials end the process with a sentence; a store that is away now is the gate's business."""
         try:
-            await _probe(self.blobs)
+            with anyio.fail_after(START_PROBE_SECONDS):
+                await _probe(self.blobs)
         except (UnavailableError, TimeoutError) as error:
             log.warning("start.blobs_away", reason=str(error))
 

@@ -60,6 +60,7 @@ class Pipeline:
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self.ready = anyio.Event()
+        self._announcing = anyio.CancelScope()
         self._claiming = anyio.CancelScope()
         self._drain = anyio.Event()
         self._dead = False
@@ -68,12 +69,14 @@ class Pipeline:
     def drain(self) -> None:
         """Stop claiming, finish what runs within the limit, release the rest, return from `run`."""
         self._drain.set()
+        self._announcing.cancel()
 
     async def run(self) -> None:
         """Work until drained. Raises PoolDiedError, or whatever crashed a loop."""
         parts = self.parts
         self._watch_callbacks()
-        await parts.lease.announce()
+        with self._announcing:
+            await parts.lease.announce()
         async with anyio.create_task_group() as outer:
             for loop in (parts.gate.run, parts.lease.run, parts.settler.run, self._fail_with_callbacks):
                 outer.start_soon(loop)

@@ -18,7 +18,7 @@ import orjson
 import structlog
 
 from daemon import metrics
-from daemon.gate import Gate
+from daemon.gate import AWAY, Gate
 from daemon.infer import TimedOutError
 from daemon.work import Held, Work
 from handlers.base import RejectedError
@@ -131,7 +131,7 @@ class Settler:
             try:
                 verdicts = await self._store.settle(outcomes)
                 break
-            except UnavailableError as error:
+            except AWAY as error:
                 self._gate.shut("database", str(error))
                 await self._gate.opened_for("database")
             except RefusedError as error:
@@ -139,8 +139,8 @@ class Settler:
                 return
         metrics.SETTLE_BATCH.observe(len(batch))
         if verdicts:
-            self._clean_up([work for work, _ in batch if verdicts.get(work.task.id) is Verdict.LOST])
-        fates = self._count([ended for ended in batch if ended[1].id not in verdicts] if verdicts else batch)
+            self._clean_up([work for work, _ in batch if verdicts.get((work.task.id, work.task.token)) is Verdict.LOST])
+        fates = self._count([each for each in batch if (each[1].id, each[1].token) not in verdicts] if verdicts else batch)
         works = [work for work, _ in batch]
         self.on_leave(works)
         self._held.drop(works)

@@ -7,36 +7,39 @@ set lock_timeout = '10s';
 create or replace function maskd.key_of(address text, prefixes text[]) returns text
 language plpgsql stable set search_path = '' as $$
 declare
-  path text := regexp_replace(address, '[?#].*$', '');
-  prefix text;
-  url_prefix text;
+  path text := address;
+  own text;
 begin
-  if path ~* '^https?://' or path like 's3://%' then
-    select p into url_prefix
-      from maskd.settings s cross join lateral jsonb_array_elements_text(s.value) p
-     where s.key = 'url_prefixes' and starts_with(path, p) limit 1;
-    if url_prefix is not null then
-      path := ltrim(substr(path, length(url_prefix) + 1), '/');
-    else
-      path := regexp_replace(path, '^[A-Za-z0-9]+://[^/]+/', '');
-      foreach prefix in array prefixes loop
-        if position('/' || prefix in '/' || path) > 0 then
-          path := substr(path, position('/' || prefix in '/' || path));
-          exit;
-        end if;
-      end loop;
+  if address ~* '^https?://' or starts_with(address, 's3://') then
+    path := regexp_replace(address, '[?#].*$', '');
+    select rtrim(u.prefix, '/') || '/' into own
+      from maskd.settings s cross join lateral jsonb_array_elements_text(s.value) with ordinality u (prefix, place)
+     where s.key = 'url_prefixes' and starts_with(path, rtrim(u.prefix, '/') || '/') order by u.place limit 1;
+    path := case when own is null then regexp_replace(path, '^[A-Za-z0-9]+://[^/]+/', '') else substr(path, length(own) + 1) end;
+    if length(path) > 16384 or path ~ '%(?![0-9A-Fa-f]{2})' then
+      return null;
     end if;
-    path := replace(replace(path, '%20', ' '), '%2F', '/');
+    if position('%' in path) > 0 then  -- decoded once, byte by byte: what was encoded twice keeps a % and is refused
+      begin
+        select convert_from(string_agg(case when starts_with(m.part[1], '%') then decode(replace(m.part[1], '%', ''), 'hex')
+                                            else convert_to(m.part[1], 'utf8') end, '' order by m.place), 'utf8') into path
+          from regexp_matches(path, '(?:%[0-9A-Fa-f]{2})+|[^%]+', 'g') with ordinality m (part, place);
+      exception when character_not_in_repertoire or untranslatable_character then
+        return null;
+      end;
+    end if;
   end if;
-  if path ~ '(^|/)\.\.?(/|$)' or path ~ '[%\\[:cntrl:]]' or path like '/%' or path like '%//%' or length(path) > 1024 then
+  if path ~ '(^|/)\.\.?(/|$)' or path ~ '[%\\\u0001-\u001f\u007f]' or path like '/%' or path like '%//%' then
     return null;
   end if;
-  foreach prefix in array prefixes loop
-    if starts_with(path, prefix) and length(path) > length(prefix) then
-      return path;
-    end if;
-  end loop;
-  return null;
+  if path is distinct from address and own is null then
+    path := substr(path, (select min(position('/' || p in '/' || path)) from unnest(prefixes) p
+                           where position('/' || p in '/' || path) > 0));
+  end if;
+  if length(path) > 1024 or not exists (select from unnest(prefixes) p where starts_with(path, p) and length(path) > length(p)) then
+    return null;
+  end if;
+  return path;
 end $$;
 
 -- The prefixes under which a task of this owner and project may name keys.
@@ -46,14 +49,14 @@ language sql stable set search_path = '' as $$
     from maskd.settings s cross join lateral jsonb_array_elements_text(s.value) t where s.key = 'key_templates'
 $$;
 
--- Fair rank (start-time fair queueing): a user's first row joins at the head of the kind, the next ones a cost apart, so
+-- Fair rank (start-time fair queueing): a user's first row joins just behind the head of the kind, the next ones a cost apart, so
 -- ten thousand rows of one user never hold up another user's one, also after an outage. Index look-ups only.
 create or replace function maskd.rank(row_kind text, row_priority smallint, owner uuid) returns double precision
 language sql volatile set search_path = '' as $$
   select greatest(
     least(
       extract(epoch from clock_timestamp())::float8,
-      (select r.fair_rank from public.segmentation_results r
+      (select r.fair_rank + 0.001 from public.segmentation_results r
         where r.kind = row_kind and r.priority = row_priority and r.status = 'pending' and r.deaths = 0
         order by r.priority desc, r.fair_rank, r.id limit 1)),
     (select r.fair_rank from public.segmentation_results r
@@ -69,6 +72,9 @@ declare
   prefixes text[] := maskd.prefixes(r.user_id, r.project_id);
   address text;
 begin
+  if r.project_id is null then
+    return jsonb_build_object('code', 'params_invalid', 'message', 'project_id is missing; name the project that the task belongs to.');
+  end if;
   if not exists (select from maskd.kinds k where k.kind = r.kind) then
     return jsonb_build_object('code', 'kind_unknown', 'message', format('There is no kind "%s"; known are: %s.', left(r.kind, 60),
       (select string_agg(k.kind, ', ' order by k.kind) from maskd.kinds k)));
@@ -176,8 +182,9 @@ end $$;
 create or replace function maskd.after_delete() returns trigger
 language plpgsql security definer set search_path = '' as $$
 begin
-  if old.claim_token is not null or old.attempts > 0 then
-    insert into maskd.tombstones (project_id, task_id, due_at) values (old.project_id, old.id, now() + interval '5 minutes');
+  if old.claim_token is not null and old.project_id is not null then  -- earlier attempts have tombstones of their own
+    insert into maskd.tombstones (project_id, task_id, claim_token, due_at)
+      values (old.project_id, old.id, old.claim_token, now() + interval '5 minutes');
   end if;
   perform maskd.promote(array[old.id]);
   return null;

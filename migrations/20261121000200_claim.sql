@@ -86,7 +86,7 @@ end $$;
 -- tells when the next delayed row is due, and whether suspects wait to be isolated.
 -- Plans are generic, since planning anew would cost more than these few index look-ups; one statement looks at everything.
 create or replace function maskd.claim(worker uuid, token uuid, kinds text[], most integer) returns setof maskd.claimed
-language plpgsql set search_path = '' set plan_cache_mode = force_generic_plan as $$
+language plpgsql set search_path = '' set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
 declare
   look record;
   ids uuid[] := '{}';

@@ -35,12 +35,14 @@ begin
 end $$;
 
 -- Writes outcomes [{id, token, fate, mask_image_url, masks_url, result_image_url, labels, metadata, code, message, delay, wrote}].
--- Returns the rows that were not written: already (it ended under this very token before) or lost (the claim was taken away;
--- nothing changed).
-create or replace function maskd.settle(outcomes jsonb) returns table (id text, verdict text)
-language plpgsql set search_path = '' set plan_cache_mode = force_generic_plan as $$
+-- Returns the claims (id, token) that were not written: already (it ended under this very token before) or lost (the claim was
+-- taken away; nothing changed). A worker may hold two claims of one task, an old and a new one: verdicts are per claim.
+create or replace function maskd.settle(outcomes jsonb) returns table (id text, token text, verdict text)
+language plpgsql set search_path = '' set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
 declare
+  named uuid[] := array(select (e.value ->> 'id')::uuid from jsonb_array_elements(outcomes) e);
   written uuid[];
+  tokens uuid[];
   ended uuid[];
 begin
   -- coalesce hides the status from the planner: by the index of held rows it would walk all of them instead of the few named.
@@ -64,10 +66,11 @@ begin
            mask_image_url = o.mask_image_url, masks_url = o.masks_url, result_image_url = o.result_image_url,
            labels = o.labels, metadata = o.metadata, updated_at = now()
       from o
-     where r.id = o.id and r.claim_token = o.token and coalesce(r.status, '') = 'processing'
-    returning r.id, r.status)
-  select coalesce(array_agg(c.id), '{}'), coalesce(array_agg(c.id) filter (where c.status in ('done', 'error')), '{}')
-    into written, ended from changed c;
+     where r.id = any (named) and r.id = o.id and r.claim_token = o.token and coalesce(r.status, '') = 'processing'
+    returning r.id, r.claim_token, r.status)
+  select coalesce(array_agg(c.id), '{}'), coalesce(array_agg(c.claim_token), '{}'),
+         coalesce(array_agg(c.id) filter (where c.status in ('done', 'error')), '{}')
+    into written, tokens, ended from changed c;
   if cardinality(ended) > 0 then
     perform maskd.promote(ended);
   end if;
@@ -75,16 +78,17 @@ begin
     insert into maskd.tombstones (project_id, task_id, claim_token, due_at)
       select r.project_id, r.id, o.token, now()
         from jsonb_to_recordset(outcomes) as o (id uuid, token uuid, fate text, wrote boolean)
-        join public.segmentation_results r on r.id = o.id
+        join public.segmentation_results r on r.id = o.id and r.claim_token = o.token
        where o.wrote and o.fate <> 'done' and o.id = any (written);
   end if;
   if cardinality(written) < jsonb_array_length(outcomes) then
     -- A statement of its own, so that it sees what a concurrent replay of the same outcomes has just committed.
     return query
-      select o.id::text, case when r.id is not null then 'already' else 'lost' end
+      select o.id::text, o.token::text, case when r.id is not null then 'already' else 'lost' end
         from jsonb_to_recordset(outcomes) as o (id uuid, token uuid)
-        left join public.segmentation_results r on r.id = o.id and r.claim_token = o.token and r.status <> 'processing'
-       where o.id <> all (written);
+        left join public.segmentation_results r
+          on r.id = o.id and r.claim_token = o.token and r.status not in ('processing', 'canceled')
+       where not exists (select from unnest(written, tokens) w (id, token) where w.id = o.id and w.token = o.token);
   end if;
 end $$;
 
@@ -98,9 +102,11 @@ begin
     select r.id from public.segmentation_results r
      where r.status = 'error' and (only_ids is null or r.id = any (only_ids)) and (only_code is null or r.error ->> 'code' = only_code)
        and exists (select from maskd.kinds k where k.kind = r.kind)
+       and (r.after is null or maskd.after_status(r.after, r.project_id) <> 'error')
      order by r.finished_at desc limit most for update skip locked)
   update public.segmentation_results r
-     set status = 'pending', attempts = 0, deaths = 0, error = null, finished_at = null, claim_token = null, worker_id = null,
+     set status = case when r.after is null then 'pending' else maskd.after_status(r.after, r.project_id) end,
+         attempts = 0, deaths = 0, error = null, finished_at = null, claim_token = null, worker_id = null,
          pending_at = clock_timestamp(), updated_at = now(), run_after = null,
          fair_rank = maskd.rank(r.kind, coalesce(r.priority, 0::smallint), r.user_id)
     from chosen where r.id = chosen.id;

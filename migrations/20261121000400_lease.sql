@@ -15,10 +15,13 @@ begin
        set beat_at = excluded.beat_at, lease = excluded.lease, info = excluded.info, kinds = excluded.kinds, begun = excluded.begun,
            steady_since = case when excluded.beat_at - w.beat_at > w.lease then excluded.beat_at else w.steady_since end;
   update maskd.kinds k set served_at = clock_timestamp()
-   where k.kind = any (worker_kinds) and (k.served_at is null or k.served_at < clock_timestamp() - interval '10 seconds');
+   where k.kind in (select s.kind from maskd.kinds s
+     where s.kind = any (worker_kinds) and (s.served_at is null or s.served_at < clock_timestamp() - interval '10 seconds')
+     for update skip locked);  -- whoever holds a kind open must not hold up a beat
   perform maskd.give_back(array(
     select r.id from public.segmentation_results r
-     where r.worker_id = worker and r.status = 'processing' and r.started_at < clock_timestamp() - lease_interval / 3
+     where r.worker_id = worker and r.status = 'processing'
+       and r.started_at < clock_timestamp() - lease_interval / 3 - interval '10 seconds'  -- as long as a beat may be under way
        and r.claim_token <> all (open_tokens)
        and not exists (select from unnest(held_ids, held_tokens) h (id, token) where h.id = r.id and h.token = r.claim_token)
      for update skip locked));
@@ -31,6 +34,9 @@ end $$;
 -- Rows that were claimed and never begun: back to pending, with their attempt.
 create or replace function maskd.give_back(ids uuid[]) returns void
 language sql set search_path = '' as $$
+  insert into maskd.tombstones (project_id, task_id, claim_token, due_at)
+    select r.project_id, r.id, r.claim_token, clock_timestamp() + interval '1 minute' from public.segmentation_results r
+     where r.id = any (ids) and r.status = 'processing' and r.claim_token is not null and r.project_id is not null;
   update public.segmentation_results r
      set status = 'pending', attempts = greatest(r.attempts - 1, 0), worker_id = null, claim_token = null,
          pending_at = clock_timestamp(), updated_at = now()
@@ -48,7 +54,8 @@ declare
 begin
   insert into maskd.tombstones (project_id, task_id, claim_token, due_at)
     select r.project_id, r.id, r.claim_token, clock_timestamp() + coalesce(w.lease, interval '30 seconds')
-      from public.segmentation_results r left join maskd.workers w on w.id = r.worker_id where r.id = any (ids);
+      from public.segmentation_results r left join maskd.workers w on w.id = r.worker_id
+     where r.id = any (ids) and r.claim_token is not null and r.project_id is not null;
   with fate as (
     select r.id, b.begun, b.begun and r.deaths >= 3 as poison, not b.begun and r.attempts >= r.max_attempts as spent
       from public.segmentation_results r cross join lateral (select r.id = any (begun_ids) as begun) b where r.id = any (ids)),
@@ -95,7 +102,7 @@ $$;
 -- Done by every worker every few seconds, effectively by one at a time. Only a worker that has itself been beating without a gap
 -- for a whole lease may call others dead: after an outage of the database everybody looks silent.
 create or replace function maskd.rescue(worker uuid, unserved_seconds double precision) returns integer
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = '' set enable_seqscan = off as $$
 declare
   me maskd.workers;
   silent uuid[];
@@ -110,6 +117,7 @@ begin
   taken := maskd.take_back(
     array(select r.id from public.segmentation_results r
            where r.status = 'processing'
+             and r.worker_id is not null  -- an adopted table may have rows of other workers
              and (r.worker_id = any (silent) or not exists (select from maskd.workers w where w.id = r.worker_id))
            for update skip locked),
     array(select unnest(w.begun) from maskd.workers w where w.id = any (silent)));
@@ -153,7 +161,8 @@ language sql set search_path = '' as $$
    where t.id in (select d.id from maskd.tombstones d
                    where d.due_at <= clock_timestamp()
                      and not exists (select from public.segmentation_results r
-                       where r.id = d.task_id and r.claim_token = d.claim_token and r.status in ('processing', 'done'))
+                       where r.id = d.task_id
+                         and (d.claim_token is null or r.claim_token = d.claim_token and r.status in ('processing', 'done')))
                    order by d.due_at limit most for update skip locked)
   returning t.id, format('masks/%s/%s/', t.project_id, t.task_id) || coalesce(t.claim_token::text || '/', '')
 $$;

@@ -165,8 +165,8 @@ class TaskStore(Protocol):
         """Take rows whose worker died under them; the caller runs nothing else meanwhile."""
         ...
 
-    async def settle(self, outcomes: Sequence[Outcome]) -> dict[str, Verdict]:
-        """Write outcomes, each only if its claim still stands. Returns the verdicts of those that were not written."""
+    async def settle(self, outcomes: Sequence[Outcome]) -> dict[tuple[str, str], Verdict]:
+        """Write outcomes, each only if its claim still stands. Returns, by (id, token), why the others were not written."""
         ...
 
     async def beat(self, beat: Beat) -> list[tuple[str, str]]:

@@ -34,7 +34,7 @@ REFUSED_CREDENTIALS = ("28", "3D", "42501", "42883", "3F")  # authorization, no 
 
 CLAIM = "select * from maskd.claim($1, $2, $3, $4)"
 CLAIM_SUSPECTS = "select * from maskd.claim_suspects($1, $2, $3, $4)"
-SETTLE = "select id, verdict from maskd.settle($1)"
+SETTLE = "select id, token, verdict from maskd.settle($1)"
 HOT = (CLAIM, SETTLE)  # each keeps a connection of its own
 BEAT = "select id, token from maskd.beat($1, $2, $3, $4, $5, $6, $7, $8)"
 TEMPLATES = "select value from maskd.settings where key = 'key_templates'"
@@ -57,7 +57,7 @@ def translate(error: BaseException) -> Exception:
         sentence = f"the database answered {state}: {error.args[0] if error.args else type(error).__name__}"
         if state.startswith(REFUSED_CREDENTIALS):
             return ConfigurationError(sentence)
-        if state.startswith(("08", "40", "53", "55", "57", "58")):
+        if state.startswith(("08", "25", "40", "53", "55", "57", "58", "XX")):  # 25: read-only, as after a failover; XX: poolers
             return UnavailableError(sentence)
         return RefusedError(sentence)
     if isinstance(error, (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError, EOFError)):
@@ -143,9 +143,9 @@ class PostgresStore:
     async def claim_suspects(self, worker: str, token: str, kinds: Sequence[str], most: int) -> Claimed:
         return self._claimed(token, await self._fetch(CLAIM_SUSPECTS, worker, token, kinds, most))
 
-    async def settle(self, outcomes: Sequence[Outcome]) -> dict[str, Verdict]:
+    async def settle(self, outcomes: Sequence[Outcome]) -> dict[tuple[str, str], Verdict]:
         rows = await self._fetch(SETTLE, "[" + ",".join(map(_outcome_json, outcomes)) + "]")
-        return {row[0]: Verdict(row[1]) for row in rows}
+        return {(row[0], row[1]): Verdict(row[2]) for row in rows}
 
     async def beat(self, beat: Beat) -> list[tuple[str, str]]:
         ids = [task_id for task_id, _ in beat.held]

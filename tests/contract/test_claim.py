@@ -126,6 +126,20 @@ async def test_a_claim_reads_the_table_by_its_indexes_however_many_rows_wait(que
     assert after["rows"] - before["rows"] < 150, "a claim of 10 reads some dozens of rows"
 
 
+async def test_a_row_is_served_before_those_that_came_much_later_whatever_its_id(queue: Queue) -> None:
+    for _ in range(6):
+        await queue.insert(1, await queue.new_owner())
+    await queue.sql.execute(
+        """update public.segmentation_results set id = 'ffffffff-ffff-4fff-bfff-ffffffffffff'
+            where id = (select id from public.segmentation_results order by fair_rank desc, id desc limit 1)"""
+    )
+    served: list[str] = []
+    for _ in range(25):
+        served += [task.id for task in await queue.claim(new_id(), most=1)]
+        await queue.insert(1, await queue.new_owner())
+    assert "ffffffff-ffff-4fff-bfff-ffffffffffff" in served
+
+
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sizes=st.lists(st.integers(1, 30), min_size=2, max_size=5), most=st.integers(1, 12))
 async def test_every_user_is_served_within_as_many_turns_as_there_are_users(queue: Queue, sizes: list[int], most: int) -> None:

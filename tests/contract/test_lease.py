@@ -200,3 +200,23 @@ async def test_a_row_of_a_served_kind_waits_as_long_as_it_takes(queue: Queue) ->
     await queue.store.rescue(living, 600)
     assert (await queue.row(task_id))["status"] == "pending"
     await queue.settle(await queue.claim(living), Fate.DONE)
+
+
+async def test_a_row_without_a_project_is_refused_and_stops_nobody(queue: Queue) -> None:
+    await queue.sql.execute("insert into public.segmentation_results (kind) values ('segment_visual')")
+    assert await queue.statuses() == {"error": 1}
+
+
+async def test_rows_that_an_adopted_table_had_in_processing_are_left_alone(queue: Queue) -> None:
+    (task_id,) = await queue.insert()
+    await queue.sql.execute("update public.segmentation_results set status = 'processing'")
+    living = new_id()
+    await queue.steady(living)
+    assert await queue.store.rescue(living, 600) == 0
+    assert (await queue.row(task_id))["status"] == "processing"
+
+
+async def test_an_operators_open_transaction_on_a_kind_does_not_hold_up_beats(queue: Queue) -> None:
+    async with queue.sql.transaction():
+        await queue.sql.execute("update maskd.kinds set paused = true where kind = 'segment_visual'")
+        assert await queue.beat(new_id()) == []

@@ -8,7 +8,7 @@ import json
 import pytest
 from support.stores import Queue, new_id
 
-from storage.base import Fate, Outcome, RefusedError
+from storage.base import Fate, Outcome, RefusedError, Verdict
 
 pytestmark = pytest.mark.anyio
 
@@ -115,7 +115,7 @@ async def test_a_deleted_tasks_blobs_get_a_tombstone(queue: Queue) -> None:
     await queue.sql.execute("delete from public.segmentation_results where id = $1", task.id)
     await queue.sql.execute("update maskd.tombstones set due_at = now()")
     (tombstone,) = await queue.store.tombstones(10)
-    assert tombstone.prefix == f"masks/{task.project_id}/{task.id}/"
+    assert tombstone.prefix == f"masks/{task.project_id}/{task.id}/{task.token}/"
 
 
 async def test_retry_by_hand_starts_attempts_and_deaths_anew(queue: Queue) -> None:
@@ -133,3 +133,51 @@ async def test_a_task_whose_batch_hung_goes_back_as_a_suspect_with_its_attempt(q
     await queue.settle(await queue.claim(new_id()), Fate.SUSPECT)
     row = await queue.row(task_id)
     assert (row["status"], row["attempts"], row["deaths"]) == ("pending", 0, 1)
+
+
+async def test_a_stale_and_a_new_claim_of_one_task_in_one_batch_get_a_verdict_each(queue: Queue) -> None:
+    await queue.insert()
+    worker = new_id()
+    (old,) = await queue.claim(worker)
+    await queue.store.bury(worker, [])
+    (new,) = await queue.claim(worker)
+    ends = [Outcome(task.id, task.token, Fate.DONE) for task in (new, old)]
+    assert await queue.store.settle(ends) == {(old.id, old.token): Verdict.LOST}
+    assert await queue.store.settle(ends) == {(old.id, old.token): Verdict.LOST, (new.id, new.token): Verdict.ALREADY}
+
+
+async def test_a_canceled_tasks_late_result_is_lost_so_that_its_blobs_go(queue: Queue) -> None:
+    await queue.insert()
+    tasks = await queue.claim(new_id())
+    await queue.sql.execute("update public.segmentation_results set status = 'canceled'")
+    assert await queue.settle(tasks) == {tasks[0].id: "lost"}
+
+
+async def test_a_task_deleted_and_inserted_again_under_its_id_keeps_its_new_blobs(queue: Queue) -> None:
+    (task_id,) = await queue.insert()
+    (old,) = await queue.claim(new_id())
+    await queue.settle([old])
+    await queue.sql.execute("delete from public.segmentation_results")
+    await queue.sql.execute(
+        "insert into public.segmentation_results (id, project_id, kind, source_image_url) values ($1, $2, 'segment_visual', $3)",
+        task_id,
+        queue.owner.project_id,
+        f"uploads/{queue.owner.user_id}/a.jpg",
+    )
+    (new,) = await queue.claim(new_id())
+    await queue.settle([new])
+    await queue.sql.execute("update maskd.tombstones set due_at = now()")
+    assert [stone.prefix for stone in await queue.store.tombstones(10)] == [f"masks/{old.project_id}/{task_id}/{old.token}/"]
+
+
+async def test_a_child_whose_parent_failed_is_not_put_back_alone(queue: Queue) -> None:
+    (parent,) = await queue.insert()
+    await queue.sql.execute(
+        """insert into public.segmentation_results (project_id, kind, source_image_url, after)
+           values ($1, 'segment_visual', $2, $3)""",
+        queue.owner.project_id,
+        f"uploads/{queue.owner.user_id}/a.jpg",
+        parent,
+    )
+    await queue.settle(await queue.claim(new_id()), Fate.FAILED, code="image_invalid", message="x")
+    assert await queue.client.retry(None, "after_failed", 10) == 0

@@ -77,7 +77,7 @@ class Rows:
         self.lost: set[str] = set()
         self.calls = 0
 
-    async def settle(self, outcomes: Sequence[Outcome]) -> dict[str, Verdict]:
+    async def settle(self, outcomes: Sequence[Outcome]) -> dict[tuple[str, str], Verdict]:
         self.calls += 1
         if self.away > 0:
             self.away -= 1
@@ -85,7 +85,7 @@ class Rows:
         if any("BAD" in outcome.values for outcome in outcomes):
             raise RefusedError("22P05")
         self.written += [outcome for outcome in outcomes if outcome.id not in self.lost]
-        return {outcome.id: Verdict.LOST for outcome in outcomes if outcome.id in self.lost}
+        return {(outcome.id, outcome.token): Verdict.LOST for outcome in outcomes if outcome.id in self.lost}
 
     async def probe(self) -> None:
         return
@@ -161,3 +161,20 @@ async def test_only_the_first_end_of_a_work_counts() -> None:
     settler.put([(work, done(work))])
     await settler.flush()
     assert [outcome.fate for outcome in rows.written] == [Fate.FAILED]
+
+
+@pytest.mark.anyio
+async def test_of_two_claims_of_one_task_only_the_lost_one_is_cleaned_up() -> None:
+    class Replayed(Rows):
+        async def settle(self, outcomes: Sequence[Outcome]) -> dict[tuple[str, str], Verdict]:
+            new, old = outcomes
+            return {(new.id, new.token): Verdict.ALREADY, (old.id, old.token): Verdict.LOST}
+
+    settler, held, (new,), _ = settling(Replayed(), 1)
+    old = a_work(id=new.task.id)
+    held.add([old])
+    lost: list[Work] = []
+    settler.on_lost = lost.append
+    settler.put([(new, done(new)), (old, done(old))])
+    await settler.flush()
+    assert lost == [old]

@@ -91,7 +91,7 @@ class Queue:
 
     async def settle(self, tasks: Iterable[Task], fate: Fate = Fate.DONE, **more: Any) -> dict[str, str]:
         verdicts = await self.store.settle([Outcome(task.id, task.token, fate, **more) for task in tasks])
-        return {task_id: verdict.value for task_id, verdict in verdicts.items()}
+        return {task_id: verdict.value for (task_id, _), verdict in verdicts.items()}
 
     async def row(self, task_id: str) -> asyncpg.Record:
         row = await self.sql.fetchrow("select * from public.segmentation_results where id = $1", task_id)
