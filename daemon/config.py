@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from dotenv import dotenv_values
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError
@@ -120,16 +120,35 @@ def _is_ours(name: str) -> bool:
 def _missing(values: Mapping[str, str]) -> list[str]:
     """What only the settings together can tell."""
     missing = []
-    if "DATABASE_URL" not in values:
-        missing.append("DATABASE_URL is missing: the Postgres that holds segmentation_results (postgresql://…)")
-    elif urlsplit(values["DATABASE_URL"]).scheme not in ("postgres", "postgresql"):
-        missing.append("DATABASE_URL must begin with postgresql://")
+    if mistake := _mistake_in(values.get("DATABASE_URL")):
+        missing.append(mistake)
     r2 = ("R2_ENDPOINT", "R2_ACCESS_KEY_ID", "R2_SECRET_ACCESS_KEY")
     if "MASKD_BLOB_DIR" not in values and not all(name in values for name in r2):
         missing.append("R2_ENDPOINT, R2_ACCESS_KEY_ID and R2_SECRET_ACCESS_KEY are needed, or MASKD_BLOB_DIR for a local folder")
     if values.get("MASKD_HOST", "127.0.0.1") not in ("127.0.0.1", "localhost", "::1") and "API_SECRET_KEY" not in values:
         missing.append("MASKD_HOST is a public address: set API_SECRET_KEY, or bind to 127.0.0.1")
     return missing
+
+
+def _mistake_in(dsn: str | None) -> str | None:
+    """What is wrong with DATABASE_URL, without its value."""
+    if not dsn:
+        return "DATABASE_URL is missing: the Postgres that holds segmentation_results (postgresql://…)"
+    if not dsn.startswith(("postgres:", "postgresql:")):
+        return "DATABASE_URL must begin with postgresql://"
+    return None if _is_readable(dsn) else "DATABASE_URL cannot be read: percent-encode the special characters of its password"
+
+
+def _is_readable(dsn: str) -> bool:
+    """Whether a DSN names a host, and nothing in it was cut at a character of its password."""
+    try:
+        parts = urlsplit(dsn)
+        query = parse_qs(parts.query, strict_parsing=True) if parts.query else {}
+        named = bool(parts.hostname or query.get("host"))
+        _ = parts.port, [int(port) for port in query.get("port", ())]
+    except ValueError:
+        return False
+    return named and parts.netloc.count("@") <= 1 and "@" not in parts.path + parts.fragment
 
 
 def _unknown(name: str) -> str:
@@ -146,7 +165,7 @@ def _sentence(detail: Mapping[str, Any]) -> str:
 def database_url(environ: Mapping[str, str] | None = None, env_file: Path = Path(".env")) -> str:
     """DATABASE_URL alone, for commands that need nothing else."""
     found = {**dotenv_values(env_file), **dict(os.environ if environ is None else environ)}
-    url = found.get("DATABASE_URL")
-    if not url:
-        raise ConfigurationError("DATABASE_URL is missing: the Postgres that holds segmentation_results (postgresql://…)")
+    url = found.get("DATABASE_URL") or ""
+    if mistake := _mistake_in(url):
+        raise ConfigurationError(mistake)
     return url

@@ -1,6 +1,7 @@
 """Fetch: brings what jobs need. Works of one image share one download and one decoded array.
 
-Enters: works just claimed. Leaves: works with a Job, ready for their pool, or errors. Bounded in threads and in bytes.
+Enters: works just claimed. Leaves: works with a Job, ready for their pool, or errors. Bounded in threads, in bytes, and
+each download and decoding in seconds; waiting for one's turn does not count, since others cause it.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ import anyio.to_thread
 import orjson
 from anyio.abc import TaskGroup
 
+from daemon.infer import TimedOutError
 from daemon.keys import Keys, prefixes_of
 from daemon.work import Work
 from handlers.base import Inputs, Job, Limits, RejectedError, Request, SourceImage
+from models.base import StoppedError
 from storage import images
-from storage.base import BlobStore, TaskStore
+from storage.base import BlobStore, TaskStore, UnavailableError
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 MASKS_BYTES_MAX = 64 * 1024 * 1024
@@ -86,6 +89,7 @@ class FetchLimits:
     inflight_bytes: int
     io_threads: int
     decode_threads: int
+    timeout_seconds: float
 
 
 class Fetcher:
@@ -150,14 +154,20 @@ class Fetcher:
             source = await self._image(work, work.task.source_image_url, prefixes) if inputs.source else None
             more = {blob.name: await self._image(work, blob.url, prefixes) for blob in inputs.blobs}
             masks = {ref.name: await self._masks(work, ref.task_id, prefixes) for ref in inputs.masks}
+        except StoppedError:
+            return
         except Exception as error:
             self.fail(work, error)
+            return
+        if work.settling:
             return
         work.spent("fetch", started)
         work.job = Job(work.task.id, work.params, source, more, masks)
         self.ready([work])
 
     async def _image(self, work: Work, address: str | None, prefixes: Sequence[str]) -> SourceImage:
+        if work.settling:  # it has left, and would not give back what it takes now
+            raise StoppedError
         if not address:
             raise RejectedError("image_missing", "source_image_url is empty; name the uploaded image.")
         key = self._keys.key_of(address, prefixes)
@@ -174,6 +184,8 @@ class Fetcher:
             await self._load(shared, at_once=holds)
         else:
             await shared.loaded.wait()
+        if work.settling:  # it left meanwhile, and the image may have gone with it
+            raise StoppedError
         if shared.error is not None:
             raise shared.error
         assert shared.image is not None
@@ -183,12 +195,12 @@ class Fetcher:
         """Download and decode; whatever goes wrong is the same for all that wait."""
         try:
             data = await self._in_thread(self._io, self._blobs.get, shared.key, self._limits.bytes_max)
-            width, height = images.size_of(data, bytes_max=self._limits.bytes_max, pixels_max=self._limits.pixels_max)
+            limits = {"bytes_max": self._limits.bytes_max, "pixels_max": self._limits.pixels_max}
+            width, height = await self._in_thread(self._decoding, partial(images.size_of, data, **limits))
             size = len(data) + width * height * 3
             await self._budget.take(size, at_once)
             shared.size = size
-            decode = partial(images.decode, data, bytes_max=self._limits.bytes_max, pixels_max=self._limits.pixels_max)
-            decoded = await self._in_thread(self._decoding, decode)
+            decoded = await self._in_thread(self._decoding, partial(images.decode, data, **limits))
             shared.image = SourceImage(decoded.pixels_hwc, decoded.content_hash, shared.key.rpartition("/")[2])
         except Exception as error:
             shared.error = error
@@ -196,7 +208,7 @@ class Fetcher:
             if shared.image is None:
                 if self._shared.get(shared.key) is shared:
                     del self._shared[shared.key]
-                shared.error = shared.error or RuntimeError("fetching was cancelled")
+                shared.error = shared.error or UnavailableError("fetching was cancelled")
             if shared.users == 0:
                 self._free(shared)
             shared.loaded.set()
@@ -212,7 +224,13 @@ class Fetcher:
         return dataset
 
     async def _in_thread(self, limiter: anyio.CapacityLimiter, call: Callable[..., Any], *args: Any) -> Any:
-        return await anyio.to_thread.run_sync(call, *args, limiter=limiter, abandon_on_cancel=True)
+        async with limiter:
+            own_thread = anyio.CapacityLimiter(1)
+            with anyio.move_on_after(self._limits.timeout_seconds):
+                return await anyio.to_thread.run_sync(call, *args, limiter=own_thread, abandon_on_cancel=True)
+        if limiter is self._io:
+            raise UnavailableError("the blob store did not answer in time")  # nobody's fault, whoever's image it was
+        raise TimedOutError(alone=True)
 
     def _unuse(self, shared: Shared) -> None:
         shared.users -= 1

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from storage.base import ConfigurationError
+
 COMPACT_BYTES = 256 * 1024
 
 
@@ -26,7 +28,7 @@ class Death:
 
 
 class Journal:
-    """Which batches run in this process. `folder` None keeps none."""
+    """Which batches run in this process. `folder` None keeps none; ConfigurationError when it cannot be written."""
 
     def __init__(self, folder: Path | None, worker: str, database: str) -> None:
         self._open: dict[int, Sequence[str]] = {}
@@ -34,12 +36,11 @@ class Journal:
         self._path: Path | None = None
         self._size = 0
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._path = folder / f"{mark(database)}-{worker}.journal"
-            young = self._path.with_suffix(".young")  # nobody may find it before it is locked
-            self._file = os.open(young, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            young.rename(self._path)
+            try:
+                self._file = _locked(self._path)
+            except OSError as error:
+                raise ConfigurationError(f"MASKD_STATE_DIR {folder} cannot be written: {error.strerror}") from error
 
     def begin(self, batch: int, ids: Sequence[str]) -> None:
         """A batch goes to a thread."""
@@ -67,6 +68,16 @@ class Journal:
     def _write(self, text: str) -> None:
         if self._file is not None and text:
             self._size += os.write(self._file, text.encode())
+
+
+def _locked(path: Path) -> int:
+    """A new file, open and locked; nobody finds it before it is."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    young = path.with_suffix(".young")
+    file = os.open(young, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    young.rename(path)
+    return file
 
 
 def mark(database: str) -> str:

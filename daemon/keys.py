@@ -26,7 +26,7 @@ class Keys:
     def key_of(self, address: str, prefixes: Sequence[str]) -> str:
         """The key that `address` means; RejectedError("image_url_forbidden") unless it lies under one of `prefixes`."""
         base = next((base for base in self.bases if address.startswith(base)), None)
-        key = address if base is None else unquote(address[len(base) :].partition("?")[0].partition("#")[0])
+        key = address if base is None else _decoded(address[len(base) :].partition("?")[0].partition("#")[0])
         allowed = any(key.startswith(prefix) and len(key) > len(prefix) for prefix in prefixes)
         if not allowed or len(key) > KEY_LENGTH_MAX or FORBIDDEN.search(key):
             wanted = " or ".join(prefixes)
@@ -38,6 +38,14 @@ class Keys:
     def address_of(self, key: str) -> str:
         """What is written into a row for `key`."""
         return key if self.public_url is None else f"{self.public_url.rstrip('/')}/{key}"
+
+
+def _decoded(path: str) -> str:
+    """%XX decoded once; what is not UTF-8 gives the empty key, which is nobody's."""
+    try:
+        return unquote(path, errors="strict")
+    except UnicodeDecodeError:
+        return ""
 
 
 def bases_of(public_url: str | None, endpoint: str | None, bucket: str) -> tuple[str, ...]:

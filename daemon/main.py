@@ -221,7 +221,12 @@ def assemble(daemon: Daemon, templates: list[str], journal: Journal) -> Parts:
         journal=journal,
     )
     limits = FetchLimits(
-        config.image_bytes_max, config.image_pixels_max, config.inflight_mb * MB, config.io_threads, config.threads()
+        config.image_bytes_max,
+        config.image_pixels_max,
+        config.inflight_mb * MB,
+        config.io_threads,
+        config.threads(),
+        config.timeout_seconds,
     )
     asks = Limits(config.text_characters_max, config.points_max, config.objects_max, config.points_per_side_max, config.masks_max)
     keys = build_keys(config)

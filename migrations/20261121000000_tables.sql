@@ -10,13 +10,58 @@ begin
      or (select count(*) from pg_roles where rolname in ('anon', 'authenticated', 'service_role')) < 3 then
     raise exception 'maskd needs what Supabase has (auth.users, auth.uid() and the roles anon, authenticated, service_role); on a plain Postgres run: maskd migrate --plain';
   end if;
-  select string_agg(format('public.%s.%s is %s', c.table_name, c.column_name, c.data_type), ', ') into wrong
-    from information_schema.columns c
-   where c.table_schema = 'public' and c.data_type <> 'uuid'
-     and (c.table_name, c.column_name) in (('users_profile', 'id'), ('projects', 'id'), ('projects', 'user_id'),
-         ('segmentation_results', 'id'), ('segmentation_results', 'project_id'));
+  select string_agg(format('public.%s.%s is %s (%s is needed)', c.table_name, c.column_name,
+                           case when c.data_type = 'USER-DEFINED' then c.udt_name else c.data_type end, w.needed),
+                    ', ' order by c.table_name, c.ordinal_position) into wrong
+    from (values
+      ('users_profile', 'uuid', '{id}'), ('users_profile', 'text', '{tier}'), ('users_profile', 'integer', '{credits}'),
+      ('users_profile', 'timestamptz', '{created_at}'),
+      ('projects', 'uuid', '{id,user_id}'), ('projects', 'text', '{name}'), ('projects', 'timestamptz', '{created_at}'),
+      ('usage_logs', 'uuid', '{user_id}'), ('usage_logs', 'text', '{action}'), ('usage_logs', 'integer', '{credits_used}'),
+      ('usage_logs', 'timestamptz', '{created_at}'),
+      ('segmentation_results', 'uuid', '{id,project_id,user_id,after,worker_id,claim_token}'),
+      ('segmentation_results', 'text', '{kind,source_image_url,text_prompt,mask_image_url,masks_url,result_image_url,idempotency_key}'),
+      ('segmentation_results', 'text or an enum', '{status}'),
+      ('segmentation_results', 'jsonb', '{params,labels,metadata,error}'),
+      ('segmentation_results', 'integer', '{priority,attempts,max_attempts,deaths,charged}'),
+      ('segmentation_results', 'double precision', '{fair_rank}'),
+      ('segmentation_results', 'timestamptz', '{run_after,created_at,pending_at,started_at,finished_at,updated_at}')
+    ) w (table_name, needed, columns)
+    join information_schema.columns c
+      on c.table_schema = 'public' and c.table_name = w.table_name and c.column_name = any (w.columns::text[])
+   where not case w.needed
+     when 'text' then c.data_type in ('text', 'character varying')
+     when 'text or an enum' then c.data_type in ('text', 'character varying')
+       or exists (select from pg_type y join pg_namespace n on n.oid = y.typnamespace
+                   where y.typtype = 'e' and y.typname = c.udt_name and n.nspname = c.udt_schema)
+     when 'integer' then c.data_type in ('smallint', 'integer', 'bigint')
+     when 'timestamptz' then c.data_type = 'timestamp with time zone'
+     else c.data_type = w.needed end;
   if wrong is not null then
-    raise exception 'maskd cannot adopt these tables: % (uuid is needed); rename the old tables or convert the columns first', wrong;
+    raise exception 'maskd cannot adopt these tables: %; rename the old tables or convert the columns first', wrong;
+  end if;
+  -- What stands on an enum's values stops `alter type`, or would mean something else after it.
+  select string_agg(distinct pg_describe_object(d.classid, d.objid, d.objsubid), ', ') into wrong
+    from pg_attribute a
+    join pg_type y on y.oid = a.atttypid and y.typtype = 'e'
+    join pg_depend d on d.refclassid = 'pg_class'::regclass and d.refobjid = a.attrelid and d.refobjsubid = a.attnum
+   where a.attrelid = to_regclass('public.segmentation_results') and a.attname = 'status'
+     and (d.classid in ('pg_rewrite'::regclass, 'pg_policy'::regclass, 'pg_trigger'::regclass, 'pg_proc'::regclass)
+       or exists (select from pg_index i where d.classid = 'pg_class'::regclass and i.indexrelid = d.objid
+                   and (i.indpred is not null or i.indexprs is not null)));
+  if wrong is not null then
+    raise exception 'maskd cannot adopt public.segmentation_results: its enum status becomes text, which these stand on: %; drop them first and make them again afterwards, with status as text', wrong;
+  end if;
+  select string_agg(format('public.segmentation_results.%s', c.column_name), ', ' order by c.ordinal_position) into wrong
+    from information_schema.columns c
+   where c.table_schema = 'public' and c.table_name = 'segmentation_results' and c.is_nullable = 'NO'
+     and c.column_default is null and c.is_identity = 'NO' and c.is_generated = 'NEVER'
+     and c.column_name not in ('id', 'project_id', 'user_id', 'kind', 'source_image_url', 'text_prompt', 'params', 'priority',
+       'status', 'after', 'mask_image_url', 'masks_url', 'result_image_url', 'labels', 'metadata', 'error', 'attempts',
+       'max_attempts', 'deaths', 'run_after', 'fair_rank', 'worker_id', 'claim_token', 'charged', 'idempotency_key',
+       'created_at', 'pending_at', 'started_at', 'finished_at', 'updated_at');
+  if wrong is not null then
+    raise exception 'maskd cannot adopt these tables: % may not be null and has no default, and a task is inserted without it; give it a default or let it be null first', wrong;
   end if;
 end $$;
 
@@ -124,12 +169,6 @@ do $$
 declare
   found record;
 begin
-  if (select data_type from information_schema.columns where table_schema = 'public'
-        and table_name = 'segmentation_results' and column_name = 'status') not in ('text', 'character varying') then
-    alter table public.segmentation_results alter column status drop default;
-    alter table public.segmentation_results alter column status type text using status::text;
-    alter table public.segmentation_results alter column status set default 'pending';
-  end if;
   for found in
     select conname from pg_constraint
      where conrelid = 'public.segmentation_results'::regclass and contype = 'c' and conname <> 'segmentation_results_status_known'
@@ -137,10 +176,17 @@ begin
   loop
     execute format('alter table public.segmentation_results drop constraint %I', found.conname);
   end loop;
+  if (select data_type from information_schema.columns where table_schema = 'public'
+        and table_name = 'segmentation_results' and column_name = 'status') not in ('text', 'character varying') then
+    alter table public.segmentation_results alter column status drop default;
+    alter table public.segmentation_results alter column status type text using status::text;
+    alter table public.segmentation_results alter column status set default 'pending';
+  end if;
   for found in
     select column_name from information_schema.columns
      where table_schema = 'public' and table_name = 'segmentation_results' and is_nullable = 'NO'
-       and column_name in ('source_image_url', 'text_prompt', 'mask_image_url', 'labels', 'metadata')
+       and column_name in ('source_image_url', 'text_prompt', 'after', 'mask_image_url', 'masks_url', 'result_image_url', 'labels',
+         'metadata', 'error', 'run_after', 'worker_id', 'claim_token', 'idempotency_key', 'pending_at', 'started_at', 'finished_at')
   loop
     execute format('alter table public.segmentation_results alter column %I drop not null', found.column_name);
   end loop;
@@ -178,8 +224,11 @@ alter table public.projects enable row level security;
 alter table public.usage_logs enable row level security;
 alter table public.segmentation_results enable row level security;
 
--- Policies of ours have our names; on adopted tables the grants below bound whatever older policies allow.
+-- Policies of ours have our names. Permissive ones are ORed with whatever older ones an adopted table has, so restrictive
+-- ones hold all of them to own rows; who must see more than that (staff, jobs) comes as service_role.
 do $$
+declare
+  held record;
 begin
   drop policy if exists maskd_own_profile on public.users_profile;
   create policy maskd_own_profile on public.users_profile for select to authenticated using (id = (select auth.uid()));
@@ -197,6 +246,19 @@ begin
   drop policy if exists maskd_own_results_delete on public.segmentation_results;
   create policy maskd_own_results_delete on public.segmentation_results for delete to authenticated
     using (project_id in (select id from public.projects where user_id = (select auth.uid())));
+  for held in
+    select * from (values
+      ('users_profile', 'id = (select auth.uid())'),
+      ('projects', 'user_id = (select auth.uid())'),
+      ('usage_logs', 'user_id = (select auth.uid())'),
+      ('segmentation_results', 'project_id in (select id from public.projects where user_id = (select auth.uid()))')) h (name, own)
+  loop
+    execute format('drop policy if exists maskd_only_own on public.%I', held.name);
+    execute format('create policy maskd_only_own on public.%I as restrictive for all to authenticated using (%s) with check (%2$s)',
+      held.name, held.own);
+    execute format('drop policy if exists maskd_not_anon on public.%I', held.name);
+    execute format('create policy maskd_not_anon on public.%I as restrictive for all to anon using (false)', held.name);
+  end loop;
 end $$;
 
 -- Revoked by name: old projects granted everything to these roles, new ones grant nothing. A revoke on the table also

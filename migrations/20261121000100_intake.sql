@@ -152,7 +152,7 @@ begin
     new.text_prompt := left(new.text_prompt, 1000);
   elsif new.status = 'pending' then
     new.pending_at := clock_timestamp();
-    new.fair_rank := maskd.rank(new.kind, new.priority, new.user_id);
+    new.fair_rank := maskd.rank(new.kind::text, new.priority::smallint, new.user_id);
   end if;
   return new;
 end $$;

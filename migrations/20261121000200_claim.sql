@@ -14,10 +14,10 @@ end $$;
 -- The rows that this worker holds under this token.
 create or replace function maskd.held(worker uuid, token uuid) returns setof maskd.claimed
 language sql stable set search_path = '' as $$
-  select r.id::text, r.kind, r.project_id::text,
+  select r.id::text, r.kind::text, r.project_id::text,
       coalesce(r.user_id, (select p.user_id from public.projects p where p.id = r.project_id))::text,
-      r.source_image_url, r.text_prompt, r.params::text, r.attempts, r.max_attempts, r.deaths,
-      extract(epoch from r.started_at - coalesce(r.pending_at, r.created_at))::float8, r.priority, r.fair_rank, null::float8,
+      r.source_image_url::text, r.text_prompt::text, r.params::text, r.attempts::integer, r.max_attempts::integer, r.deaths::integer,
+      extract(epoch from r.started_at - coalesce(r.pending_at, r.created_at))::float8, r.priority::smallint, r.fair_rank::float8, null::float8,
       null::boolean
     from public.segmentation_results r where r.worker_id = worker and r.claim_token = token and r.status = 'processing'
 $$;
@@ -28,7 +28,7 @@ language plpgsql set search_path = '' as $$
 begin
   update public.segmentation_results r
      set status = 'pending', pending_at = clock_timestamp(), updated_at = now(),
-         fair_rank = maskd.rank(r.kind, coalesce(r.priority, 0::smallint), r.user_id)
+         fair_rank = maskd.rank(r.kind::text, coalesce(r.priority, 0)::smallint, r.user_id)
    where r.id in (select d.id from public.segmentation_results d
                    where d.status = 'delayed' and d.run_after <= clock_timestamp()
                    order by d.run_after limit 500 for update skip locked);
@@ -128,10 +128,10 @@ begin
          set status = 'processing', worker_id = worker, claim_token = token, attempts = r.attempts + 1,
              started_at = clock_timestamp(), updated_at = now(), error = null
        where r.id = any (ids)
-      returning r.id::text, r.kind, r.project_id::text,
+      returning r.id::text, r.kind::text, r.project_id::text,
         coalesce(r.user_id, (select p.user_id from public.projects p where p.id = r.project_id))::text,
-        r.source_image_url, r.text_prompt, r.params::text, r.attempts, r.max_attempts, r.deaths,
-        extract(epoch from r.started_at - coalesce(r.pending_at, r.created_at))::float8, r.priority, r.fair_rank, null::float8,
+        r.source_image_url::text, r.text_prompt::text, r.params::text, r.attempts::integer, r.max_attempts::integer, r.deaths::integer,
+        extract(epoch from r.started_at - coalesce(r.pending_at, r.created_at))::float8, r.priority::smallint, r.fair_rank::float8, null::float8,
         null::boolean;
   end if;
   if cardinality(ids) < most or look.suspect_since < clock_timestamp() - interval '10 seconds' then

@@ -14,7 +14,7 @@ begin
   end if;
   update public.segmentation_results c
      set status = 'pending', pending_at = clock_timestamp(), updated_at = now(),
-         fair_rank = maskd.rank(c.kind, coalesce(c.priority, 0::smallint), c.user_id)
+         fair_rank = maskd.rank(c.kind::text, coalesce(c.priority, 0)::smallint, c.user_id)
     from public.segmentation_results p
    where c.status = 'waiting' and c.after = any (parents) and p.id = c.after and p.status = 'done';
   promoted := found;
@@ -108,7 +108,7 @@ begin
      set status = case when r.after is null then 'pending' else maskd.after_status(r.after, r.project_id) end,
          attempts = 0, deaths = 0, error = null, finished_at = null, claim_token = null, worker_id = null,
          pending_at = clock_timestamp(), updated_at = now(), run_after = null,
-         fair_rank = maskd.rank(r.kind, coalesce(r.priority, 0::smallint), r.user_id)
+         fair_rank = maskd.rank(r.kind::text, coalesce(r.priority, 0)::smallint, r.user_id)
     from chosen where r.id = chosen.id;
   get diagnostics changed = row_count;
   if changed > 0 then

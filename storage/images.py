@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import importlib.util
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,6 +51,11 @@ _TURNS = {
 _PHOTOMETRIC_TAG, _BITS_TAG = 262, 258
 _UNREADABLE_MODES = frozenset({"I", "F", "LAB", "HSV"})
 
+_SCANS_MAX, _SEGMENTS_MAX = 100, 10_000
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")
+"""A JPEG marker that begins a segment: no stuffed byte, no restart."""
+
 if HEIC_READABLE:
     importlib.import_module("pillow_heif").register_heif_opener()
 # Pillow warns of what is odd in a user's file, and of sizes that our own limit may allow: nothing that an operator could mend.
@@ -80,6 +86,8 @@ def decode(data: bytes, *, bytes_max: int, pixels_max: int) -> DecodedImage:
     """
     with _parsing(pixels_max):
         image = _open(data, bytes_max, pixels_max)
+        if image.format in ("JPEG", "MPO") and _has_many_scans(data):
+            raise _invalid("The image has too many scans; save it again.")
         image.load()
         name, profile, turn = image.format or "", _rgb_profile(image), _TURNS.get(_orientation(image))
         image, had_alpha = _flatten(image)  # each step lets go of the last one's pixels: 200 MB where there are 50 megapixels
@@ -141,6 +149,25 @@ def _foreign(data: bytes) -> str | None:
             return f"HEIC is not read here, because pillow-heif is not installed: send {_ACCEPTED}."
     name = _FOREIGN.get(data[:4])
     return f"{name} is not read: send {_ACCEPTED}." if name else None
+
+
+def _has_many_scans(jpeg: bytes) -> bool:
+    """Whether decoding would go over the whole image again and again: a small file can ask for minutes of that.
+
+    Its own segments alone count: what a camera appends (a preview, a film) is never decoded.
+    """
+    if jpeg.count(b"\xff\xda") <= _SCANS_MAX:
+        return False
+    scans, at = 0, 2
+    for _ in range(_SEGMENTS_MAX):
+        found = _MARKER.search(jpeg, at)
+        if found is None or found[1][0] == _END_OF_IMAGE:
+            return False
+        scans += found[1][0] == _START_OF_SCAN
+        if scans > _SCANS_MAX:
+            return True
+        at = found.end() + int.from_bytes(jpeg[found.end() : found.end() + 2], "big")
+    return True
 
 
 def _flatten(image: Image.Image) -> tuple[Image.Image, bool]:

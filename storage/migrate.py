@@ -86,7 +86,7 @@ async def _apply(connection: asyncpg.Connection, plan: Plan, plain: bool, said: 
         said(f"apply {file.name}")
         await _run(connection, file)
     if plan.foreign_history:
-        said("supabase history has migrations of its own: left alone (see: maskd migrate --export)")
+        said("supabase history has migrations of its own: left alone")
     else:
         await _record(connection)
 

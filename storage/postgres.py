@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import ssl
 import time
 from collections.abc import Sequence
@@ -60,6 +61,9 @@ def translate(error: BaseException) -> Exception:
         if state.startswith(("08", "25", "40", "53", "55", "57", "58", "XX")):  # 25: read-only, as after a failover; XX: poolers
             return UnavailableError(sentence)
         return RefusedError(sentence)
+    if isinstance(error, asyncpg.ClientConfigurationError):
+        reason = re.sub(r",? got .*|: '.*", "", str(error.args[0]), flags=re.DOTALL)  # it quotes what it did not understand
+        return ConfigurationError(f"DATABASE_URL is not understood: {reason}")
     if isinstance(error, (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError, EOFError)):
         return UnavailableError(f"the database does not answer ({type(error).__name__})")
     raise error

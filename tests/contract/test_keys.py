@@ -89,7 +89,7 @@ FOREIGN = (
 async def test_at_our_own_addresses_the_database_accepts_what_a_worker_accepts_as_the_same_key(database: Database) -> None:
     keys = await in_sql(database, OWN, KEYS.bases)
     assert keys == in_python(OWN)
-    assert {"uploads/u1/café.jpg", "uploads/u1/caf\u00e9/café.jpg", "uploads/u1/a b+c+d.jpg"} <= set(keys.values())
+    assert {"uploads/u1/café.jpg", "uploads/u1/café/café.jpg", "uploads/u1/a b+c+d.jpg"} <= set(keys.values())
 
 
 async def test_a_database_that_knows_no_address_of_ours_accepts_all_that_a_worker_accepts(database: Database) -> None:

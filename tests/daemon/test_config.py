@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from daemon.config import database_url, load
 from storage.base import ConfigurationError
+from storage.postgres import translate
 
 GOOD = {"DATABASE_URL": "postgresql://someone:hidden-word@db/x", "MASKD_BLOB_DIR": "/tmp/blobs"}
 NOWHERE = Path("/nonexistent/.env")
+UNREADABLE = "DATABASE_URL cannot be read: percent-encode the special characters of its password"
 
 
 def mistakes(**values: str) -> list[str]:
@@ -45,6 +48,46 @@ def test_a_public_address_needs_a_key() -> None:
 def test_a_database_url_of_another_kind_is_refused_without_showing_it() -> None:
     lines = mistakes(DATABASE_URL="mysql://someone:hidden-word@db/x")
     assert lines == ["DATABASE_URL must begin with postgresql://"]
+
+
+@pytest.mark.parametrize("password", ["hid/den", "1/hidden", "hid#den", "1#hidden", "hid?den", "1?hidden", "hid@den", "hid[den"])
+def test_a_password_that_cuts_its_database_url_is_refused_without_showing_it(password: str) -> None:
+    url = f"postgresql://someone:{password}@db/x"
+    assert mistakes(DATABASE_URL=url) == [UNREADABLE]
+    with pytest.raises(ConfigurationError) as caught:
+        database_url({"DATABASE_URL": url}, NOWHERE)
+    assert (str(caught.value), caught.value.__cause__, caught.value.__context__) == (UNREADABLE, None, None)
+
+
+@pytest.mark.parametrize("url", ["postgresql://db:99999/x", "postgresql:///x", "postgresql:///x?host=/tmp&port=five"])
+def test_a_database_url_without_a_host_or_with_no_such_port_is_refused(url: str) -> None:
+    assert mistakes(DATABASE_URL=url) == [UNREADABLE]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql:///db?host=/tmp",
+        "postgresql://someone:hidden@/db?host=/tmp&port=5433",
+        "postgres://someone:hid%2Fden%23@[::1]:5432/db?sslmode=require",
+    ],
+)
+def test_a_database_url_may_name_a_socket_or_escape_its_password(url: str) -> None:
+    assert load({**GOOD, "DATABASE_URL": url}, NOWHERE).database_dsn() == url
+    assert database_url({"DATABASE_URL": url}, NOWHERE) == url
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "url", ["hidden://db/x", "postgresql://me@db/x?target_session_attrs=hidden", "postgresql:///x?host=[hidden"]
+)
+async def test_what_the_driver_does_not_understand_is_told_without_the_value(url: str) -> None:
+    with pytest.raises(asyncpg.ClientConfigurationError) as caught:
+        await asyncpg.connect(url)
+    error = translate(caught.value)
+    assert isinstance(error, ConfigurationError)
+    assert str(error).startswith("DATABASE_URL is not understood: ")
+    assert "hidden" not in str(error)
 
 
 def test_secrets_do_not_print() -> None:

@@ -8,7 +8,10 @@ import signal
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import pytest
+
 from daemon.journal import COMPACT_BYTES, Journal, deaths, forget
+from storage.base import ConfigurationError
 
 WORKER = "11111111-1111-1111-1111-111111111111"
 
@@ -66,3 +69,10 @@ def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
         more.write("B 2 half-a-na")
     os.close(journal._file or -1)
     assert deaths(tmp_path, "db")[0].begun_ids == ("a",)
+
+
+@pytest.mark.parametrize("name", ["file", "file/below"])
+def test_a_folder_that_cannot_be_written_is_a_mistake_of_configuration(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match=r"MASKD_STATE_DIR .*/file.* cannot be written"):
+        Journal(tmp_path / name, WORKER, "db")

@@ -12,6 +12,7 @@ import pytest
 from daemon import metrics
 from daemon.server import Server
 from models.cache import EmbeddingCache
+from storage.base import ConfigurationError
 
 pytestmark = pytest.mark.anyio
 KEY = "a-key-of-twenty-chars"
@@ -62,6 +63,55 @@ async def test_on_a_public_address_only_the_key_opens_more_than_ok_or_not() -> N
         right = await client.get("/health", headers={"X-API-Key": KEY})
         assert right.json()["worker"] == "w"
         assert (await client.get("/metrics", headers={"X-API-Key": KEY})).status_code == 200
+
+
+async def test_a_key_that_is_no_utf_8_is_a_wrong_key() -> None:
+    async with serving({"status": "ok", "worker": "w"}, KEY) as client:
+        answer = await client.get("/health", headers={b"X-API-Key": b"\xff\xfe"})
+    assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost:8000", "LOCALHOST", "[::1]:8000", "[::1]"])
+async def test_without_a_key_this_host_is_answered_by_each_of_its_names(host: str) -> None:
+    async with serving({"status": "ok", "worker": "w"}) as client:
+        assert (await client.get("/health", headers={"Host": host})).json()["worker"] == "w"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "rebound.example"},
+        {"Host": "localhost.example:8000"},
+        {"Host": "[::2]:8000"},
+        {"X-Forwarded-For": "192.0.2.1"},
+        {"Forwarded": "for=192.0.2.1"},
+    ],
+)
+@pytest.mark.parametrize("path", ["/health", "/ready", "/metrics", "/nowhere"])
+async def test_without_a_key_tunnels_and_other_names_are_refused(path: str, headers: dict[str, str]) -> None:
+    async with serving({"status": "ok", "worker": "w"}) as client:
+        answer = await client.get(path, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden")
+
+
+async def test_with_a_key_any_name_will_do_and_metrics_need_none_on_this_host() -> None:
+    async with serving({"status": "ok"}, KEY) as client:
+        named = await client.get("/health", headers={"Host": "worker.example", "X-Forwarded-For": "192.0.2.1"})
+        assert named.status_code == 200
+        assert (await client.get("/metrics")).status_code == 200
+
+
+async def test_a_port_that_is_taken_is_a_mistake_of_configuration() -> None:
+    async with serving({"status": "ok"}) as client:
+        port = client.base_url.port
+        assert port is not None
+        with pytest.raises(ConfigurationError, match=f"MASKD_PORT {port} is in use: choose another"):
+            await Server("127.0.0.1", port, None, dict).start()
+
+
+async def test_an_address_of_another_host_is_a_mistake_of_configuration() -> None:
+    with pytest.raises(ConfigurationError, match=r"MASKD_HOST 192\.0\.2\.1"):
+        await Server("192.0.2.1", 0, KEY, dict).start()
 
 
 async def test_errors_have_a_code_a_sentence_and_a_request_id_but_no_internals() -> None:

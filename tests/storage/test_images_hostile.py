@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 from support.pictures import BROKEN_EXIF, PHOTO, bmp, exif_of, flag, heic_header, jpeg, png, saved, tiff, webp
 
 from storage.base import InvalidImageError
@@ -70,6 +70,30 @@ def test_a_truncated_image_is_refused(format: str) -> None:
 def test_a_jpeg_cut_short_is_called_so() -> None:
     data = PHOTO.read_bytes()
     assert "cut short" in refused(data[: len(data) // 2])
+
+
+def with_scans(count: int) -> bytes:
+    """A progressive JPEG that repeats its last scan until it has `count`."""
+    data = saved(flag(), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:last] + data[last:-2] * (count - data.count(b"\xff\xda") + 1) + data[-2:]
+
+
+def test_a_jpeg_of_very_many_scans_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read(with_scans(100)).format == "JPEG"
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)
+    assert refused(with_scans(101)) == "The image has too many scans; save it again."
+
+
+def test_a_jpeg_of_very_many_segments_is_refused() -> None:
+    data = saved(flag(), "JPEG")
+    assert "too many scans" in refused(data[:2] + b"\xff\xfe\0\4\xff\xda" * 10_000 + data[2:])
+
+
+def test_what_a_camera_puts_before_or_behind_a_jpeg_counts_for_no_scan() -> None:
+    data, film = saved(flag(), "JPEG"), b"\xff\xda" * 1000
+    assert read(data + film).format == "JPEG"
+    assert read(data[:2] + b"\xff\xef\x07\xd2" + film + data[2:]).format == "JPEG"
 
 
 @pytest.mark.parametrize(

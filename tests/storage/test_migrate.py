@@ -192,3 +192,108 @@ async def as_user(sql: asyncpg.Connection, user: str, query: str) -> list[asyncp
         await sql.execute("set local role authenticated")
         await sql.execute("select set_config('request.jwt.claims', $1, true)", json.dumps({"sub": user, "role": "authenticated"}))
         return await sql.fetch(query)
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "kept", "needed"),
+    [
+        ("segmentation_results", "after", "bigint", "uuid"),
+        ("segmentation_results", "claim_token", "text", "uuid"),
+        ("segmentation_results", "params", "json", "jsonb"),
+        ("segmentation_results", "attempts", "text", "integer"),
+        ("segmentation_results", "kind", "public.task_status", "text"),
+        ("segmentation_results", "fair_rank", "numeric", "double precision"),
+        ("segmentation_results", "finished_at", "timestamp", "timestamptz"),
+        ("usage_logs", "created_at", "date", "timestamptz"),
+        ("users_profile", "created_at", "date", "timestamptz"),
+        ("projects", "created_at", "date", "timestamptz"),
+    ],
+)
+async def test_a_column_of_ours_that_is_there_with_another_type_is_named(
+    empty_database: Database, table: str, column: str, kept: str, needed: str
+) -> None:
+    empty_database.execute(f"{plain_file().read_text()}{OLD_TABLES} alter table public.{table} add column {column} {kept};")
+    with pytest.raises(ConfigurationError, match=rf"adopt.* public\.{table}\.{column} is .+ \({needed} is needed\); rename"):
+        await apply(empty_database, plain=False)
+
+
+@pytest.mark.parametrize(
+    ("made", "named"),
+    [
+        ("create index open_ones on public.segmentation_results (id) where status = 'pending'", "index open_ones"),
+        ("create view open_ones as select id from public.segmentation_results where status = 'pending'", "view open_ones"),
+        ("create policy open_ones on public.segmentation_results using (status = 'done')", "policy open_ones"),
+    ],
+)
+async def test_what_stands_on_an_enum_status_is_named_and_nothing_is_changed(
+    empty_database: Database, made: str, named: str
+) -> None:
+    empty_database.execute(plain_file().read_text() + OLD_TABLES + made)
+    with pytest.raises(ConfigurationError, match=rf"{named}.*; drop them first"):
+        await apply(empty_database, plain=False)
+    sql = await connected(empty_database)
+    assert await sql.fetchval("select to_regnamespace('maskd')") is None
+    await sql.close()
+
+
+async def test_an_index_and_a_check_on_an_enum_status_are_no_obstacle(empty_database: Database) -> None:
+    empty_database.execute(
+        f"""{plain_file().read_text()}{OLD_TABLES}
+        create index on public.segmentation_results (status);
+        alter table public.segmentation_results add check (status <> 'error' or text_prompt <> '')"""
+    )
+    await apply(empty_database, plain=False)
+
+
+async def test_a_column_that_must_be_filled_and_is_not_ours_is_named(empty_database: Database) -> None:
+    empty_database.execute(
+        f"""{plain_file().read_text()}{OLD_TABLES}
+        alter table public.segmentation_results add column model text not null, add column team text not null default 'a',
+          add column number bigint generated always as identity, add column started_at timestamptz not null"""
+    )
+    with pytest.raises(ConfigurationError, match=r": public\.segmentation_results\.model may not be null and has no default"):
+        await apply(empty_database, plain=False)
+
+
+async def test_old_policies_that_allow_everything_show_and_give_nobody_the_rows_of_another(empty_database: Database) -> None:
+    tables = ("segmentation_results", "projects", "usage_logs", "users_profile")
+    old = [
+        f"alter table public.{table} enable row level security; drop policy if exists anything on public.{table};"
+        f"create policy anything on public.{table} for all using (true) with check (true);"
+        for table in tables
+    ]
+    empty_database.execute(plain_file().read_text() + OLD_TABLES + "".join(old))
+    await apply(empty_database, plain=False)
+    sql = await connected(empty_database)
+    mine, theirs = [await sql.fetchval("insert into auth.users default values returning id::text") for _ in range(2)]
+    project = await sql.fetchval("insert into public.projects (user_id) values ($1::text::uuid) returning id::text", mine)
+    insert = f"""insert into public.segmentation_results (project_id, kind, source_image_url)
+                 values ('{project}', 'segment_visual', 'uploads/{mine}/a.jpg')"""
+    await sql.execute(
+        f"insert into public.users_profile (id) values ('{mine}'); insert into public.usage_logs (user_id) values ('{mine}')"
+    )
+    await as_user(sql, mine, insert)
+    for table in tables:
+        key = "id" if table == "users_profile" else "created_at"
+        assert len(await as_user(sql, mine, f"select {key} from public.{table}")) == 1
+        assert await as_user(sql, theirs, f"select {key} from public.{table}") == []
+    for forged in (insert, f"insert into public.projects (user_id, name) values ('{mine}', 'x')"):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError, match="row-level security"):
+            await as_user(sql, theirs, forged)
+    for table in ("segmentation_results", "projects"):
+        assert await as_user(sql, theirs, f"delete from public.{table} returning id") == []
+    assert await as_user(sql, theirs, "update public.projects set name = 'x' returning id") == []
+    assert len(await as_user(sql, mine, "delete from public.segmentation_results returning id")) == 1
+    await sql.close()
+
+
+async def test_old_grants_and_policies_given_back_to_anon_show_nothing(empty_database: Database) -> None:
+    empty_database.execute(plain_file().read_text() + OLD_TABLES)
+    await apply(empty_database, plain=False)
+    sql = await connected(empty_database)
+    user = await sql.fetchval("insert into auth.users default values returning id")
+    project = await sql.fetchval("insert into public.projects (user_id) values ($1) returning id", user)
+    await sql.execute("insert into public.segmentation_results (project_id) values ($1)", project)
+    await sql.execute("grant select on public.segmentation_results to anon; set role anon")
+    assert await sql.fetch("select id from public.segmentation_results") == []
+    await sql.close()
