@@ -97,7 +97,6 @@ def _enlarged(candidate: Candidate, frame: Frame) -> Mask:
         candidate.crop_hw.astype(np.float32),
         candidate.corner_xy,
         frame,
-        score=candidate.predicted_iou,
-        predicted_iou=candidate.predicted_iou,
-        stability_score=candidate.stability,
+        candidate.predicted_iou,
+        candidate.stability,
     )

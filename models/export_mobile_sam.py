@@ -114,9 +114,16 @@ def export(checkpoint: Path, folder: Path, sizes: Sizes | None = None) -> tuple[
     folder.mkdir(parents=True, exist_ok=True)
     encoder, decoder = folder / ENCODER_FILE, folder / DECODER_FILE
     with torch.no_grad():
-        _write(EncoderGraph(network, sizes), _encoder_example(sizes), encoder, ["input_image"], ["image_embeddings"], {
-            "input_image": {0: "height", 1: "width"},
-        })
+        _write(
+            EncoderGraph(network, sizes),
+            _encoder_example(sizes),
+            encoder,
+            ["input_image"],
+            ["image_embeddings"],
+            {
+                "input_image": {0: "height", 1: "width"},
+            },
+        )
         objects = {0: "objects"}
         names = ["image_embeddings", "point_coords", "point_labels", "mask_input", "has_mask_input", "orig_im_size"]
         points = {0: "objects", 1: "points"}

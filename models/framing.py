@@ -46,7 +46,8 @@ class Frame:
     def points(self, points_xy: npt.ArrayLike) -> Floats:
         """Points of the image, (n, 2), in model pixels."""
         scale_xy = np.array([self.inner_hw[1] / self.size_hw[1], self.inner_hw[0] / self.size_hw[0]])
-        return (np.asarray(points_xy, dtype=np.float64).reshape(-1, 2) * scale_xy).astype(np.float32)
+        scaled: Floats = (np.asarray(points_xy, dtype=np.float64).reshape(-1, 2) * scale_xy).astype(np.float32)
+        return scaled
 
     def mask_logits(self, mask: Mask) -> Floats:
         """A mask of the image as logits, (low_side, low_side): +10 inside, -10 outside, between them on the edge."""
@@ -81,7 +82,9 @@ def box_of(logits_hw: Floats) -> BoxXYXY:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def enlarged(crop_hw: Floats, corner_xy: tuple[int, int], frame: Frame, **scores: float) -> Mask:
+def enlarged(
+    crop_hw: Floats, corner_xy: tuple[int, int], frame: Frame, predicted_iou: float, stability_score: float | None = None
+) -> Mask:
     """The mask of a crop of low-resolution logits whose first cell is `corner_xy`: above 0 after bilinear interpolation,
     computed over the crop's own pixels of the image only. Interpolates as `align_corners=False` does: by pixel centres."""
     import cv2
@@ -90,7 +93,7 @@ def enlarged(crop_hw: Floats, corner_xy: tuple[int, int], frame: Frame, **scores
     left, right = _span(corner_xy[0], crop_hw.shape[1], cell_w, width)
     top, bottom = _span(corner_xy[1], crop_hw.shape[0], cell_h, height)
     if right <= left or bottom <= top:
-        return pack(np.zeros((0, 0), dtype=np.bool_), **scores)
+        return pack(np.zeros((0, 0), dtype=np.bool_), score=predicted_iou, predicted_iou=predicted_iou)
     to_cells = np.array(
         [
             [1 / cell_w, 0, (left + 0.5) / cell_w - 0.5 - corner_xy[0]],
@@ -104,7 +107,8 @@ def enlarged(crop_hw: Floats, corner_xy: tuple[int, int], frame: Frame, **scores
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_REPLICATE,
     )
-    return pack(full_hw > 0, (left, top), **scores)
+    found_hw = full_hw > 0
+    return pack(found_hw, (left, top), score=predicted_iou, predicted_iou=predicted_iou, stability_score=stability_score)
 
 
 def _span(first: int, count: int, cell: float, length: int) -> tuple[int, int]:
@@ -118,15 +122,14 @@ def crop_around(logits_hw: Floats, box_xyxy: BoxXYXY) -> tuple[Floats, tuple[int
     return logits_hw[y0 : box_xyxy[3] + 1, x0 : box_xyxy[2] + 1], (x0, y0)
 
 
-def mask_of(logits_hw: Floats, frame: Frame, **scores: float) -> Mask:
-    """The mask of low-resolution logits over the whole square, padding left out."""
+def mask_of(logits_hw: Floats, frame: Frame, predicted_iou: float) -> Mask:
+    """The mask of low-resolution logits over the whole square, padding left out; its score is the predicted IoU."""
     cells_h, cells_w = frame.cells_hw
     crop_hw, corner_xy = crop_around(logits_hw, box_of(logits_hw[:cells_h, :cells_w]))
-    return enlarged(crop_hw, corner_xy, frame, **scores)
+    return enlarged(crop_hw, corner_xy, frame, predicted_iou)
 
 
 def masks_of(logits_nhw: Floats, frame: Frame, ious: Sequence[float]) -> list[Mask]:
     """Masks with their predicted IoU as score, best first."""
     order = sorted(range(len(ious)), key=lambda index: -ious[index])
-    scored = [(logits_nhw[index], min(max(float(ious[index]), 0.0), 1.0)) for index in order]
-    return [mask_of(logits_hw, frame, score=score, predicted_iou=score) for logits_hw, score in scored]
+    return [mask_of(logits_nhw[index], frame, min(max(float(ious[index]), 0.0), 1.0)) for index in order]

@@ -55,7 +55,7 @@ class Contract:
 class MobileSam:
     """VisualSegmenter and EverythingSegmenter; safe on many threads at once. `load` makes one.
 
-    `score` is the predicted IoU. Without `multimask` the decoder's mask for unambiguous prompts is the answer, with it its three guesses.
+    `score` is the predicted IoU. The answer is the decoder's mask for unambiguous prompts, with `multimask` its three guesses.
     """
 
     encoder: Any
@@ -150,7 +150,9 @@ def _contract(encoder: Any, decoder: Any, threads: int) -> Contract:
     (image,) = encoder.get_inputs()
     rank = len(image.shape)
     if rank not in (3, 4) or image.type != "tensor(float)" or image.shape[2 if rank == 3 else 1] not in (3, "3", None):
-        raise WeightsError(f"the encoder takes {image.type} {image.shape}: neither raw (height, width, 3) nor a normalised square")
+        raise WeightsError(
+            f"the encoder takes {image.type} {image.shape}: neither raw (height, width, 3) nor a normalised square"
+        )
     cells = ort.shape_of(decoder, "image_embeddings")[-1]
     if not isinstance(cells, int):
         raise WeightsError("the decoder does not say how large an embedding it takes")

@@ -192,7 +192,8 @@ class MaskDecoder(nn.Module):
         self.iou_prediction_head = Mlp(width, sizes.iou_width, MASKS)
 
     def forward(self, image_bchw: Tensor, places: Tensor, prompts_bnc: Tensor) -> tuple[Tensor, Tensor]:
-        """Image with the dense prompt added, places of its pixels (h * w, c), prompt tokens; logits (b, 4, 4h, 4w), IoU (b, 4)."""
+        """Image with the dense prompt added, places of its pixels (h * w, c), prompt tokens to logits (b, 4, 4h, 4w) and
+        predicted IoU (b, 4)."""
         own = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).unsqueeze(0).expand(prompts_bnc.shape[0], -1, -1)
         tokens, pixels = self.transformer(torch.cat([own, prompts_bnc], dim=1), image_bchw.flatten(2).transpose(1, 2), places)
         enlarged = self.output_upscaling(pixels.transpose(1, 2).reshape(image_bchw.shape))

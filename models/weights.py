@@ -187,12 +187,10 @@ def _metadata(file: WeightsFile, token: str | None, endpoint: str | None, until:
     return get_hf_file_metadata(url, token=token or False, timeout=seconds)
 
 
-def _fetched(
-    file: WeightsFile, folder: Path, facts: Any, token: str | None, until: float | None, progress: Progress
-) -> Path:
+def _fetched(file: WeightsFile, folder: Path, facts: Any, token: str | None, until: float | None, progress: Progress) -> Path:
     """The file under a name of its own, whole but unchecked; begun where an earlier try of the same content stopped."""
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, says its documentation
 
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{file.name}.{(facts.etag or 'unknown')[:16]}.part"
@@ -206,9 +204,7 @@ def _fetched(
             begun = 0
         if begun != facts.size:
             bar = _bar(begun, facts.size, until, progress)
-            http_get(
-                facts.location, target, resume_size=begun, headers=headers, expected_size=facts.size, tqdm_class=bar
-            )
+            http_get(facts.location, target, resume_size=begun, headers=headers, expected_size=facts.size, tqdm_class=bar)
     return part
 
 

@@ -30,7 +30,13 @@ def run() -> None:
 
 def set_up_log(config: Config) -> None:
     """Logging with this configuration's secrets redacted."""
-    keys = (config.supabase_service_key, config.r2_access_key_id, config.r2_secret_access_key, config.api_secret_key)
+    keys = (
+        config.supabase_service_key,
+        config.r2_access_key_id,
+        config.r2_secret_access_key,
+        config.api_secret_key,
+        config.hf_token,
+    )
     log.set_up(config.log_level, config.log_format, [key.get_secret_value() for key in keys if key is not None])
 
 
