@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 from urllib.parse import urlsplit
 
 ENCODER_FILE = "mobile_sam_image_encoder.onnx"
@@ -20,7 +20,7 @@ DECODER_FILE = "sam_mask_decoder_multi.onnx"
 CHECKPOINT_FILE = "mobile_sam.pt"
 CONNECT_SECONDS = 10.0
 ATTEMPTS = 3
-CHUNK_BYTES = 1 << 20
+"""In a row without a single byte."""
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 Progress = Callable[[int, int | None], None]
@@ -89,6 +89,16 @@ NETWORKS = (
         ),
     ),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the hub says of a file: where it lies, what that place wants to hear, its size, its checksum or version."""
+
+    location: str
+    headers: dict[str, str]
+    size: int | None
+    etag: str
 
 
 class State(enum.StrEnum):
@@ -163,12 +173,12 @@ def pull(
     until = None if seconds_max is None else time.monotonic() + seconds_max
     try:
         facts = _metadata(file, token, endpoint, until)
-        wanted = file.sha256 or (facts.etag if SHA256.fullmatch(facts.etag or "") else None)
-        part = _fetched(file, folder, facts, token, until, progress)
+        part = _fetched(file, folder, facts, until, progress)
     except WeightsError:
         raise
     except Exception as error:  # the client raises errors of its own, of the transport and of the system
         raise WeightsError(_refusal(file, error)) from error
+    wanted = file.sha256 or (facts.etag if SHA256.fullmatch(facts.etag) else None)
     found = sha256_of(part)
     if wanted is not None and found != wanted:
         part.unlink()
@@ -178,75 +188,73 @@ def pull(
     return path
 
 
-def _metadata(file: WeightsFile, token: str | None, endpoint: str | None, until: float | None) -> Any:
-    """Size, checksum and location as the hub tells them."""
+def _metadata(file: WeightsFile, token: str | None, endpoint: str | None, until: float | None) -> Facts:
+    """What the hub says of a file before it is fetched."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     seconds = CONNECT_SECONDS if until is None else max(min(until - time.monotonic(), CONNECT_SECONDS), 0.1)
     url = hf_hub_url(file.repo, file.name, revision=file.revision, endpoint=endpoint)
-    return get_hf_file_metadata(url, token=token or False, timeout=seconds)
+    found = get_hf_file_metadata(url, token=token or False, timeout=seconds)
+    at_home = urlsplit(found.location).netloc == urlsplit(url).netloc
+    headers = {"Authorization": f"Bearer {token}"} if token and at_home else {}  # a storage server has no business with it
+    return Facts(found.location, headers, found.size, found.etag or "unknown")
 
 
-def _fetched(file: WeightsFile, folder: Path, facts: Any, token: str | None, until: float | None, progress: Progress) -> Path:
-    """The file under a name of its own, whole but unchecked; begun where an earlier try of the same content stopped."""
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, says its documentation
+def _fetched(file: WeightsFile, folder: Path, facts: Facts, until: float | None, progress: Progress) -> Path:
+    """The file under a name of its own, all of it but unchecked; begun where an earlier try of the same content stopped."""
+    import httpx
 
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"{file.name}.{(facts.etag or 'unknown')[:16]}.part"
-    headers = build_hf_headers(token=token or False)
-    if urlsplit(facts.location).netloc != urlsplit(_home(facts)).netloc:
-        headers.pop("authorization", None)  # a storage server has no business with it
+    part = folder / f"{file.name}.{facts.etag[:16]}.part"
     with part.open("ab") as target:
-        begun = target.tell()
-        if facts.size is None or begun > facts.size:
-            target.truncate(0)
-            begun = 0
-        if begun != facts.size:
-            bar = _bar(begun, facts.size, until, progress)
-            http_get(facts.location, target, resume_size=begun, headers=headers, expected_size=facts.size, tqdm_class=bar)
+        if facts.size is None or target.tell() > facts.size:
+            _empty(target)
+        failures = 0
+        while target.tell() != facts.size:
+            before = target.tell()
+            try:
+                _stream(facts, target, until, progress)
+                break
+            except httpx.TransportError:
+                failures = failures + 1 if target.tell() == before else 1
+                if failures == ATTEMPTS:
+                    raise
     return part
 
 
-def _home(facts: Any) -> str:
-    from huggingface_hub import constants
+def _stream(facts: Facts, target: BinaryIO, until: float | None, progress: Progress) -> None:
+    """Append what the file lacks, as it comes, so that nothing is lost when the connection is."""
+    import httpx
 
-    return str(constants.ENDPOINT)
-
-
-def _bar(begun: int, total: int | None, until: float | None, progress: Progress) -> Any:
-    """What the client takes for a progress bar: it tells `progress`, and ends the download when the time is over."""
-
-    class Bar:
-        done = begun
-
-        def __init__(self, *_: Any, **__: Any) -> None:
-            progress(self.done, total)
-
-        def __enter__(self) -> Bar:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            return None
-
-        def update(self, more: float | None = 1) -> None:
-            self.done += int(more or 0)
-            progress(self.done, total)
+    begun = target.tell()
+    headers = {**facts.headers, "Accept-Encoding": "identity", **({"Range": f"bytes={begun}-"} if begun else {})}
+    with httpx.stream("GET", facts.location, headers=headers, timeout=CONNECT_SECONDS, follow_redirects=True) as answer:
+        answer.raise_for_status()
+        if begun and answer.status_code != httpx.codes.PARTIAL_CONTENT:
+            _empty(target)
+        progress(target.tell(), facts.size)
+        for chunk in answer.iter_bytes():
+            target.write(chunk)
+            progress(target.tell(), facts.size)
             if until is not None and time.monotonic() > until:
                 raise WeightsError("the time for fetching weights is over; the next try goes on from here")
 
-    return Bar
+
+def _empty(target: BinaryIO) -> None:
+    target.truncate(0)
+    target.seek(0)
 
 
 def _refusal(file: WeightsFile, error: Exception) -> str:
     """A sentence for what the client raised; never an address, which may hold a signature."""
+    import httpx
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
     if isinstance(error, GatedRepoError):
         return f"the hub gives {file.repo} only to those who asked for access there: ask, then set HF_TOKEN"
     if isinstance(error, RepositoryNotFoundError):
         return f"the hub knows no {file.repo}, or HF_TOKEN may not see it"
-    if isinstance(error, HfHubHTTPError):
+    if isinstance(error, HfHubHTTPError | httpx.HTTPStatusError):
         return f"the hub refuses {file.name} of {file.repo} (HTTP {error.response.status_code})"
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         return f"{file.name} cannot be written: {error.strerror}"

@@ -90,9 +90,7 @@ def alike(a: Mask, b: Mask) -> bool:
 
 
 @pytest.mark.parametrize("size_hw", ODD_SIZES)
-def test_the_encoder_is_that_of_torch_at_any_size(
-    ours: MobileSam, reference: MobileSamNetwork, size_hw: tuple[int, int]
-) -> None:
+def test_the_encoder_is_that_of_torch_at_any_size(ours: MobileSam, reference: MobileSamNetwork, size_hw: tuple[int, int]) -> None:
     small_hwc = torch.tensor(resized(noise(size_hw))).float()
     with torch.no_grad():
         expected = EncoderGraph(reference, small_sizes())(small_hwc).numpy()
@@ -113,9 +111,7 @@ def test_masks_are_those_of_torch_through_resizing_and_padding(
         prompt = Prompt(box_xyxy=(0.1 * width, 0.2 * height, x, y))
     logits, ious = predicted(reference, noise(size_hw), points, labels)
     embedding = ours.embed(noise(size_hw))
-    [[single], [*three]] = (
-        ours.segment(embedding, [prompt], multimask, never_stop)[0] for multimask in (False, True)
-    )
+    [[single], [*three]] = (ours.segment(embedding, [prompt], multimask, never_stop)[0] for multimask in (False, True))
     expected = [(logits[0], ious[0]), *sorted(zip(logits[1:], ious[1:], strict=True), key=lambda pair: -pair[1])]
     for mask, (logits_hw, iou) in zip([single, *three], expected, strict=True):
         assert mask.score == pytest.approx(min(float(iou), 1), abs=1e-3)
