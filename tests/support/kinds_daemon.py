@@ -72,7 +72,7 @@ class Hold(Noop):
     def run(self, prepared: Sequence[Job], models: Models, stop: Stop) -> Sequence[Any]:
         for job in prepared:
             (Path(job.params["folder"]) / f"begun-{job.task_id}").touch()
-        return super(Hold, self).run(prepared, models, stop)
+        return super().run(prepared, models, stop)
 
     def work(self, job: Job, stop: Stop) -> str:
         folder = Path(job.params["folder"])

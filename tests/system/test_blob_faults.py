@@ -80,19 +80,21 @@ def test_a_database_that_is_back_is_noticed_while_the_blob_store_hangs(
     site: Site, server: S3Server, proxy: FaultProxy, bucket: R2Blobs
 ) -> None:
     held = site.queue.insert("hold", site.hold())  # one thread holds, the other meets the blob store
-    with tcp_proxy(site.database.host, site.database.port) as line:
-        with site.daemon("noop", "hold", dsn=site.database.through(line.port), **settings(server, proxy, bucket)) as daemon:
-            wait_until("rows are in handlers", lambda: len(site.begun(held)) == 1, 30)
-            proxy.answer(403)
-            site.queue.insert("noop", {"blob": True})
-            wait_until("the gate is shut", lambda: health(daemon) == ("degraded", False), 30)
-            proxy.delay(600)  # from here on its probe hangs
-            line.refuse()
-            site.let_go()
-            wait_until("the database is away too", lambda: '"database": false' in daemon.get("/health")[1], 30)
-            line.clear()
-            assert {row["status"] for row in site.queue.finished(held, 20)} == {"done"}
-            assert health(daemon) == ("degraded", False)
+    with (
+        tcp_proxy(site.database.host, site.database.port) as line,
+        site.daemon("noop", "hold", dsn=site.database.through(line.port), **settings(server, proxy, bucket)) as daemon,
+    ):
+        wait_until("rows are in handlers", lambda: len(site.begun(held)) == 1, 30)
+        proxy.answer(403)
+        site.queue.insert("noop", {"blob": True})
+        wait_until("the gate is shut", lambda: health(daemon) == ("degraded", False), 30)
+        proxy.delay(600)  # from here on its probe hangs
+        line.refuse()
+        site.let_go()
+        wait_until("the database is away too", lambda: '"database": false' in daemon.get("/health")[1], 30)
+        line.clear()
+        assert {row["status"] for row in site.queue.finished(held, 20)} == {"done"}
+        assert health(daemon) == ("degraded", False)
 
 
 def test_a_task_cancelled_while_its_blobs_are_written_leaves_none(

@@ -1,4 +1,4 @@
-"""The database fails in every way it can: no row is stuck, none is done twice, none pays with an attempt, nobody is called dead."""
+"""The database fails in every way it can: no row is stuck, done twice or charged an attempt, and nobody is called dead."""
 
 from __future__ import annotations
 

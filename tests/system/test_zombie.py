@@ -37,7 +37,7 @@ def test_a_worker_stopped_in_a_handler_past_its_lease_changes_nothing_when_it_wa
 def test_a_worker_stopped_before_its_settle_past_its_lease_changes_nothing_when_it_wakes(site: Site) -> None:
     with tcp_proxy(site.database.host, site.database.port) as proxy:
         dsn = site.database.through(proxy.port)
-        with site.daemon("hold", dsn=dsn, MASKD_DATABASE_TIMEOUT_SECONDS="1") as zombie:
+        with site.daemon("hold", dsn=dsn, MASKD_DATABASE_TIMEOUT_SECONDS="1", MASKD_POLL_SECONDS="1") as zombie:
             ids = site.queue.insert("hold", site.hold(blob=True), None, ROWS)
             wait_until("the rows are in handlers", lambda: site.begun(ids) == set(ids))
             proxy.swallow()
