@@ -129,7 +129,7 @@ def mask_of(logits_hw: Floats, frame: Frame, predicted_iou: float) -> Mask:
     return enlarged(crop_hw, corner_xy, frame, predicted_iou)
 
 
-def masks_of(logits_nhw: Floats, frame: Frame, ious: Sequence[float]) -> list[Mask]:
-    """Masks with their predicted IoU as score, best first."""
-    order = sorted(range(len(ious)), key=lambda index: -ious[index])
+def masks_of(logits_nhw: Floats, frame: Frame, ious: Sequence[float], count: int) -> list[Mask]:
+    """The best masks by predicted IoU, which is their score, best first; only `count` are enlarged."""
+    order = sorted(range(len(ious)), key=lambda index: -ious[index])[:count]
     return [mask_of(logits_nhw[index], frame, min(max(float(ious[index]), 0.0), 1.0)) for index in order]

@@ -87,8 +87,8 @@ class MobileSam:
             ious, logits = self._decode(embedding.data, [asked[index] for index in group], masks, frame)
             for index, own_ious, own_logits in zip(group, ious, logits, strict=True):
                 chosen = _chosen(prompts[index], multimask)
-                found = masks_of(own_logits[chosen], frame, own_ious[chosen].tolist())
-                answers[index] = found if multimask else found[:1]
+                count = MASKS - 1 if multimask else 1
+                answers[index] = masks_of(own_logits[chosen], frame, own_ious[chosen].tolist(), count)
         return answers
 
     def everything(self, embedding: Embedding, options: EverythingOptions, stop: Stop) -> list[Mask]:

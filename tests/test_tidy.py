@@ -31,6 +31,7 @@ NOT_KINDS = ("__init__", "base", "registry")
 MUTABLE_CALLS = ("list", "dict", "set", "bytearray", "deque", "defaultdict", "OrderedDict", "Counter")
 # Tests that may wait for time to pass, and why no signal would do. A file without a reason has no place here.
 SLEEPERS = {
+    "tests/bench/pickup.py": "rows arrive at random moments of an idle worker: the waiting is what is measured",
     "tests/support/daemons.py": "another process cannot signal us: what it does is polled, with a ceiling",
 }
 
