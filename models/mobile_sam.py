@@ -28,6 +28,7 @@ CELL = 4
 """Model pixels per pixel of a low-resolution mask."""
 OBJECTS_MAX = 8
 DECODER_INPUTS = ("image_embeddings", "point_coords", "point_labels", "mask_input", "has_mask_input", "orig_im_size")
+PER_OBJECT = ("point_coords", "point_labels", "mask_input", "has_mask_input")
 ANSWERS = ("iou_predictions", "low_res_masks")
 MASKS = 4
 NO_POINT, BACKGROUND, FOREGROUND, UPPER_LEFT, LOWER_RIGHT = -1, 0, 1, 2, 3
@@ -69,7 +70,7 @@ class MobileSam:
         """The encoder's output, float32 (1, 256, side / 16, side / 16), of uint8 RGB (height, width, 3)."""
         frame = self._frame((image_hwc.shape[0], image_hwc.shape[1]))
         given = _given(image_hwc, frame, self.contract)
-        embedding: Floats = self.encoder.run(["image_embeddings"], {self.contract.input_name: given})[0]
+        embedding: Floats = self.encoder.run(None, {self.contract.input_name: given})[0]
         embedding.flags.writeable = False
         return Embedding(frame.size_hw, embedding, embedding.nbytes)
 
@@ -149,7 +150,8 @@ def _contract(encoder: Any, decoder: Any, threads: int) -> Contract:
         raise WeightsError("the decoder gives one mask only: take sam_mask_decoder_multi.onnx")
     (image,) = encoder.get_inputs()
     rank = len(image.shape)
-    if rank not in (3, 4) or image.type != "tensor(float)" or image.shape[2 if rank == 3 else 1] not in (3, "3", None):
+    channels = image.shape[2 if rank == 3 else 1] if rank in (3, 4) else None
+    if rank not in (3, 4) or image.type != "tensor(float)" or (isinstance(channels, int) and channels != 3):
         raise WeightsError(
             f"the encoder takes {image.type} {image.shape}: neither raw (height, width, 3) nor a normalised square"
         )
@@ -157,7 +159,8 @@ def _contract(encoder: Any, decoder: Any, threads: int) -> Contract:
     if not isinstance(cells, int):
         raise WeightsError("the decoder does not say how large an embedding it takes")
     # On one core a second object costs more than the first, since the image no longer fits the cache.
-    together = min(threads, OBJECTS_MAX) if isinstance(ort.shape_of(decoder, "point_coords")[0], str) else 1
+    batched = all(isinstance(ort.shape_of(decoder, name)[0], str) for name in PER_OBJECT)
+    together = min(threads, OBJECTS_MAX) if batched else 1
     return Contract(image.name, rank == 3, cells * STRIDE, together)
 
 
