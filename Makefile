@@ -5,12 +5,14 @@
 #   PIP_EXTRA_INDEX_URL=URL      another index for pip, such as PyTorch's own for its CPU builds
 #   ARGS='-k settle'             more arguments for pytest and the benchmarks
 #   KEEP=1                       leave the demo up until Ctrl-C
+#   TORCH=                       no torch for the tests: those of the export of networks are skipped, and say so
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 PYTHON ?=
 ARGS ?=
 KEEP ?=
+TORCH ?= torch==2.13.0
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -43,6 +45,13 @@ define INSTALL
 @echo "maskd: installing $(2) into $(VENV)/ (a minute or two the first time) …"
 @$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[$(1)]'
 @echo "maskd: installed"
+endef
+
+# By itself, so that it may fail: pip takes PyTorch's CPU build from PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS, if there is one.
+define INSTALL_TORCH
+echo "maskd: installing $(TORCH) for the tests …"; \
+$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt $(TORCH) || \
+echo "maskd: there is no $(TORCH) here: tests that need it are skipped"
 endef
 
 .PHONY: help demo test check format bench torch ci clean environment
@@ -92,6 +101,7 @@ $(VENV)/.demo: $(REQUIREMENTS) | environment
 
 $(VENV)/.dev: $(REQUIREMENTS) | environment
 	$(call INSTALL,dev,maskd and what its tests need)
+	$(if $(TORCH),@$(call INSTALL_TORCH))
 	@touch $(VENV)/.demo $@
 
 $(VENV)/.torch: $(REQUIREMENTS) | environment

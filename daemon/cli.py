@@ -6,7 +6,8 @@ import sys
 
 import typer
 
-from daemon.commands import demo, migrate, retry, run, status, submit
+from daemon.commands import demo, migrate, retry, run, status, submit, weights
+from models.weights import WeightsError
 from storage.base import ConfigurationError, RefusedError, UnavailableError
 
 EXIT_FAILED = 1
@@ -15,6 +16,7 @@ EXIT_CONFIGURATION = 78
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="The mask daemon.")
 for command in (run.run, demo.demo, migrate.migrate, submit.submit, status.status, retry.retry):
     app.command()(command)
+app.add_typer(weights.app, name="weights")
 
 
 def main() -> None:
@@ -24,6 +26,6 @@ def main() -> None:
     except ConfigurationError as error:
         print(error, file=sys.stderr)
         sys.exit(EXIT_CONFIGURATION)
-    except (UnavailableError, RefusedError, TimeoutError) as error:
+    except (UnavailableError, RefusedError, TimeoutError, WeightsError) as error:
         print(f"maskd: {error}", file=sys.stderr)
         sys.exit(EXIT_FAILED)

@@ -66,8 +66,10 @@ class Config(BaseModel):
     inflight_mb: Count = _named("MASKD_INFLIGHT_MB", 1024)
     timeout_seconds: Positive = _named("MASKD_TIMEOUT_SECONDS", 60.0)
     embedding_cache_mb: int = _named("MASKD_EMBEDDING_CACHE_MB", 512, ge=0)
-    visual: str = _named("MASKD_VISUAL", "auto", pattern="^(auto|classical|mock)$")
-    everything: str = _named("MASKD_EVERYTHING", "auto", pattern="^(auto|classical|mock)$")
+    weights_dir: Path = _named("MASKD_WEIGHTS_DIR", Path("weights"))
+    hf_token: SecretStr | None = _named("HF_TOKEN", None)
+    visual: str = _named("MASKD_VISUAL", "auto", pattern="^(auto|classical|mobilesam|mock)$")
+    everything: str = _named("MASKD_EVERYTHING", "auto", pattern="^(auto|classical|mobilesam|mock)$")
 
     image_bytes_max: Count = _named("MASKD_IMAGE_BYTES_MAX", 50_000_000)
     image_pixels_max: Count = _named("MASKD_IMAGE_PIXELS_MAX", 50_000_000)
@@ -169,3 +171,11 @@ def database_url(environ: Mapping[str, str] | None = None, env_file: Path = Path
     if mistake := _mistake_in(url):
         raise ConfigurationError(mistake)
     return url
+
+
+def weights_settings(environ: Mapping[str, str] | None = None, env_file: Path = Path(".env")) -> tuple[Path, SecretStr | None]:
+    """MASKD_WEIGHTS_DIR and HF_TOKEN alone, for commands that need nothing else."""
+    found = {**dotenv_values(env_file), **dict(os.environ if environ is None else environ)}
+    token = found.get("HF_TOKEN")
+    folder = Path(found.get("MASKD_WEIGHTS_DIR") or Config.model_fields["weights_dir"].default)
+    return folder.expanduser(), SecretStr(token) if token else None

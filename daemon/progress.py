@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 
 class Said:
@@ -35,6 +47,10 @@ class Said:
         self._left -= 1
         self._line(f"  {what}")
 
+    def note(self, sentence: str) -> None:
+        """Something to know besides, on a terminal too."""
+        self._bars.console.print(f"  {sentence}", highlight=False, markup=False, soft_wrap=True)
+
     def end(self) -> None:
         """Everything is said; the terminal is free."""
         self._bars.advance(self._bar, self._left)
@@ -44,3 +60,41 @@ class Said:
     def _line(self, text: str) -> None:
         if not self._console.is_terminal:
             self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+class Transfers:
+    """Files that come one after the other, in bytes; a `with` block holds the terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(24),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        )
+        self._bars = Progress(*columns, console=console, disable=not console.is_terminal)
+
+    def __enter__(self) -> Transfers:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def file(self, name: str) -> Callable[[int, int | None], None]:
+        """A file begins; what is returned takes the bytes that are there and those there will be."""
+        bar = self._bars.add_task(name, total=None)
+        said = False
+
+        def progress(done: int, total: int | None) -> None:
+            nonlocal said
+            self._bars.update(bar, completed=done, total=total)
+            if not said and not self._console.is_terminal:
+                size = "" if total is None else f", {total / 1e6:.1f} MB"
+                begun = f", going on from {done / 1e6:.1f} MB" if done else ""
+                self._console.print(f"fetching {name}{size}{begun}", highlight=False, markup=False, soft_wrap=True)
+            said = True
+
+        return progress

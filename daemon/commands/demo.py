@@ -10,6 +10,7 @@ import os
 import shlex
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from daemon.gallery import Card, File, page
 from daemon.keys import prefixes_of
 from daemon.main import Daemon, build, build_keys
 from daemon.progress import Said
+from models import ort, weights
 from storage import migrate as migrations
 from storage.client import FINAL, Owner, TaskClient
 from storage.embedded import EmbeddedPostgres, EmbeddedPostgresError
@@ -42,6 +44,8 @@ READY_SECONDS_MAX = 60.0
 TASKS_SECONDS_MAX = 300.0
 LOOK_SECONDS = 0.1
 COLUMNS = 110
+FETCH_SECONDS_MAX = 20.0
+NETWORK = "mobile-sam"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,7 @@ def demo(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the daemon listens: clean up as after Ctrl-C
     try:
         with Said(Console(stderr=True)) as said, tempfile.TemporaryDirectory(prefix="maskd-demo-") as scratch:
+            fetch_weights(said, Path(Config.model_fields["weights_dir"].default), FETCH_SECONDS_MAX)
             said.step("starting an embedded Postgres")
             with EmbeddedPostgres.start() as postgres:
                 code = anyio.run(Demo(configuration(postgres.dsn, Path(scratch)), said, keep, as_json).run)
@@ -83,6 +88,30 @@ def demo(
     except KeyboardInterrupt:
         code = 1
     raise typer.Exit(code)
+
+
+def fetch_weights(said: Said, folder: Path, seconds_max: float) -> None:
+    """Try for MobileSAM's files, for so long; without them the classical engine answers."""
+    wanted = weights.network(NETWORK)
+    if not ort.available() or weights.in_place(wanted, folder):
+        return
+    said.step("fetching MobileSAM")
+    until = time.monotonic() + seconds_max
+    reasons = ["the hub did not answer in time"]
+
+    def fetch() -> None:
+        try:
+            for file in wanted.files:
+                weights.pull(file, folder, seconds_max=until - time.monotonic())
+            reasons.clear()
+        except weights.WeightsError as error:
+            reasons[0] = str(error)
+
+    thread = threading.Thread(target=fetch, name="maskd-weights", daemon=True)  # a name that does not resolve may take minutes
+    thread.start()
+    thread.join(seconds_max)
+    if reasons:
+        said.note(f"{reasons[0]}: the classical engine answers")
 
 
 def configuration(dsn: str, scratch: Path) -> Config:

@@ -31,7 +31,13 @@ def run() -> None:
 
 def set_up_log(config: Config) -> None:
     """Logging with this configuration's secrets redacted."""
-    keys = (config.supabase_service_key, config.r2_access_key_id, config.r2_secret_access_key, config.api_secret_key)
+    keys = (
+        config.supabase_service_key,
+        config.r2_access_key_id,
+        config.r2_secret_access_key,
+        config.api_secret_key,
+        config.hf_token,
+    )
     secrets = [key.get_secret_value() for key in keys if key is not None]
     password = urlsplit(config.database_dsn()).password
     if password is not None:

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-ALL = ("drain", "pickup", "claim_scale", "memory", "fairness")
+ALL = ("drain", "pickup", "claim_scale", "memory", "fairness", "mobile_sam")
 
 
 def main(names: list[str]) -> int:

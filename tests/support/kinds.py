@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from support.checkpoints import engine as mobile_sam
 from support.photos import photo
 
 from handlers.base import Handler, Job, Limits, Request, Result, SourceImage
@@ -25,7 +26,8 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
 }
 """Per kind the params of a task on coffee.jpg (600 x 400)."""
 
-ENGINES = ("classical", "mock")
+ENGINES = ("classical", "mobilesam", "mock")
+MAKERS: Mapping[str, Callable[[], Any]] = {"classical": Classical, "mobilesam": mobile_sam, "mock": Mock}
 
 
 def never_stop() -> None:
@@ -40,7 +42,7 @@ def source(name: str = "coffee") -> SourceImage:
 
 def models_of(engine: str, bytes_max: int = 100_000_000) -> Models:
     """One engine in all roles that it has, with a cache of its own."""
-    model: Classical | Mock = Classical() if engine == "classical" else Mock()
+    model = MAKERS[engine]()
     return Models(EmbeddingCache(bytes_max), visual=model, everything=model)
 
 

@@ -59,7 +59,7 @@ class DemoProcess:
 def demo(folder: Path, *options: str) -> Iterator[DemoProcess]:
     """A demo in `folder`, amid settings that would be mistakes for `maskd run`; killed at the end if it still runs."""
     (folder / ".env").write_text("MASKD_NO_SUCH_SETTING=1\nDATABASE_URL=postgresql://127.0.0.1:1/nowhere\n")
-    settings = {"PYTHONPATH": str(ROOT), "MASKD_VISUAL": "mock", "MASKD_NONSENSE": "1"}
+    settings = {"PYTHONPATH": str(ROOT), "MASKD_VISUAL": "mock", "MASKD_NONSENSE": "1", "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "daemon", "demo", *options],
         cwd=folder,
@@ -82,6 +82,7 @@ class Finished:
 
     code: int
     stdout: str
+    said: str
     left_running: list[psutil.Process]
     folder: Path
 
@@ -95,9 +96,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """`maskd demo --json`, once for all tests that only look at what it says and leaves."""
     folder = tmp_path_factory.mktemp("demo")
     with demo(folder, "--json") as running:
+        note = running.read_until("classical")
         running.read_until("working")
         stdout, _ = running.end()
-        return Finished(running.process.returncode, stdout, running.left_running(), folder)
+        return Finished(running.process.returncode, stdout, note, running.left_running(), folder)
 
 
 def test_the_demo_succeeds_and_prints_one_json_document(finished: Finished) -> None:
@@ -131,6 +133,11 @@ def test_the_gallery_shows_every_task(finished: Finished) -> None:
     for card, task in zip(cards, found["tasks"], strict=True):
         assert "<img" in card
         assert task["id"] in card
+
+
+def test_a_hub_out_of_reach_is_told_and_leaves_nothing(finished: Finished) -> None:
+    assert "the hub cannot be reached (OfflineModeIsEnabled): the classical engine answers" in finished.said
+    assert {path.name for path in finished.folder.iterdir()} == {".env", "out"}
 
 
 def test_nothing_of_the_demo_is_left_running(finished: Finished) -> None:

@@ -1,0 +1,78 @@
+"""Sessions of ONNX Runtime: which provider, how many threads, and a reason in words when a file cannot be used.
+
+Enters: a path. Leaves: a session that is checked for what it really runs on. The only file that imports onnxruntime.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from models.weights import WeightsError
+
+PREFERRED = ("OpenVINOExecutionProvider", "DnnlExecutionProvider", "CPUExecutionProvider")
+QUIET = 3
+"""Errors only: which node runs where is of no interest to an operator."""
+
+
+def available() -> bool:
+    """Whether onnxruntime is installed; does not import it."""
+    return importlib.util.find_spec("onnxruntime") is not None
+
+
+def open_session(path: Path, threads: int) -> Any:
+    """A session on the first of OpenVINO, DNNL and CPU that this wheel has and that takes the file. Raises WeightsError.
+
+    A provider that fails leaves its work to the CPU without a word, so each is tried by itself and asked afterwards.
+    """
+    import onnxruntime
+
+    present = onnxruntime.get_available_providers()
+    for provider in (name for name in PREFERRED if name in present):
+        try:
+            session = onnxruntime.InferenceSession(
+                str(path), _options(threads), providers=[(provider, _provider_options(provider, threads))]
+            )
+        except Exception as error:  # the library's errors have no common parent
+            if provider != PREFERRED[-1]:
+                continue
+            reason = " ".join(str(error).split())[:200]
+            raise WeightsError(f"{path} is no network that ONNX Runtime can open: {reason}") from error
+        if session.get_providers()[0] == provider:
+            return session
+    raise WeightsError(f"this onnxruntime offers none of {', '.join(PREFERRED)}")
+
+
+def shape_of(session: Any, name: str) -> list[int | str | None]:
+    """The shape of an input or output; names and None stand for sizes that may vary. Raises WeightsError if there is none."""
+    for value in (*session.get_inputs(), *session.get_outputs()):
+        if value.name == name:
+            return list(value.shape)
+    raise WeightsError(f"the network has no {name}")
+
+
+def names_of(values: Any) -> tuple[str, ...]:
+    """The names of `session.get_inputs()` or `get_outputs()`."""
+    return tuple(value.name for value in values)
+
+
+def _options(threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads  # the wheel does not read OMP_NUM_THREADS
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = QUIET
+    # A thread that spins for work burns a core after every run: a daemon has neighbours.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    return options
+
+
+def _provider_options(provider: str, threads: int) -> dict[str, str]:
+    if provider != PREFERRED[0]:
+        return {}
+    return {"device_type": "CPU", "load_config": json.dumps({"CPU": {"INFERENCE_NUM_THREADS": str(threads)}})}

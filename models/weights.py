@@ -1,0 +1,272 @@
+"""Where the networks' files come from: the weights folder, else the hub. Every file has a checksum beside it, and is held to it.
+
+Enters: names of networks and a folder. Leaves: files that are whole. Nothing is fetched unless `pull` is called.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import urlsplit
+
+ENCODER_FILE = "mobile_sam_image_encoder.onnx"
+DECODER_FILE = "sam_mask_decoder_multi.onnx"
+CHECKPOINT_FILE = "mobile_sam.pt"
+CONNECT_SECONDS = 10.0
+ATTEMPTS = 3
+"""In a row without a single byte."""
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+Progress = Callable[[int, int | None], None]
+"""Hears how many bytes are there, and of how many if that is known."""
+
+
+class WeightsError(Exception):
+    """Weights that cannot be had or used; the message is for the operator."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsFile:
+    """One file of a network: its name here, its place on the hub, and what is known of it beforehand.
+
+    Where `sha256` is None, the hub's own checksum of the pinned revision counts.
+    """
+
+    name: str
+    repo: str
+    revision: str
+    size_bytes: int | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A network whose files can be pulled. `engine` is what the files serve once they are there, if anything at once."""
+
+    name: str
+    engine: str | None
+    purpose: str
+    licence: str
+    files: tuple[WeightsFile, ...]
+
+
+NETWORKS = (
+    Network(
+        "mobile-sam",
+        "mobilesam",
+        "visual, everything on CPU",
+        "Apache-2.0",
+        (
+            WeightsFile(
+                ENCODER_FILE,
+                "Acly/MobileSAM",
+                "0d3b403339b4674a82493d5e97964dd78089ddc8",
+                28_157_093,
+                "580f5fb648ea1062c0aabc26217aed56921985f03f0cbbd852bba81d760cc749",
+            ),
+            WeightsFile(DECODER_FILE, "Acly/MobileSAM", "0d3b403339b4674a82493d5e97964dd78089ddc8"),
+        ),
+    ),
+    Network(
+        "mobile-sam-checkpoint",
+        None,
+        "what `maskd weights export` starts from",
+        "Apache-2.0",
+        (
+            WeightsFile(
+                CHECKPOINT_FILE,
+                "dhkim2810/MobileSAM",
+                "main",
+                None,
+                "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+            ),
+        ),
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the hub says of a file: where it lies, what that place wants to hear, its size, its checksum or version."""
+
+    location: str
+    headers: dict[str, str]
+    size: int | None
+    etag: str
+
+
+class State(enum.StrEnum):
+    """What there is of a file in the folder."""
+
+    MISSING = "missing"
+    WHOLE = "in place"
+    UNCHECKED = "in place, without a checksum"
+    DAMAGED = "damaged"
+
+
+def network(name: str) -> Network:
+    """The network of that name. Raises WeightsError that names those there are."""
+    for each in NETWORKS:
+        if each.name == name:
+            return each
+    raise WeightsError(f"there is no network {name}; there are: {', '.join(each.name for each in NETWORKS)}")
+
+
+def in_place(wanted: Network, folder: Path) -> bool:
+    """Whether every file of a network lies in the folder, whole or not."""
+    return all((folder / file.name).is_file() for file in wanted.files)
+
+
+def state(path: Path) -> State:
+    """What there is of a file; reads all of it."""
+    if not path.is_file():
+        return State.MISSING
+    noted = _noted(path)
+    if noted is None:
+        return State.UNCHECKED
+    return State.WHOLE if sha256_of(path) == noted else State.DAMAGED
+
+
+def check(path: Path) -> str:
+    """The SHA-256 of a file that is what its checksum says, or has none. Raises WeightsError."""
+    if not path.is_file():
+        raise WeightsError(f"{path} is missing")
+    found, noted = sha256_of(path), _noted(path)
+    if noted is not None and found != noted:
+        raise WeightsError(f"{path} is damaged or not the file that was fetched: SHA-256 {found}, not {noted}")
+    return found
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def record(path: Path, sha256: str) -> None:
+    """Note a file's checksum beside it, as `sha256sum -c` reads it."""
+    _note_of(path).write_text(f"{sha256}  {path.name}\n", encoding="ascii")
+
+
+def pull(
+    file: WeightsFile,
+    folder: Path,
+    *,
+    token: str | None = None,
+    endpoint: str | None = None,
+    seconds_max: float | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Path:
+    """The file in the folder, fetched unless it is there; what an earlier try left unfinished is gone on with.
+
+    Raises WeightsError when the hub cannot be reached or refuses, the time is over, or the checksum is wrong.
+    """
+    path = folder / file.name
+    if state(path) is State.WHOLE and file.sha256 in (None, _noted(path)):
+        return path
+    until = None if seconds_max is None else time.monotonic() + seconds_max
+    try:
+        facts = _metadata(file, token, endpoint, until)
+        part = _fetched(file, folder, facts, until, progress)
+    except WeightsError:
+        raise
+    except Exception as error:  # the client raises errors of its own, of the transport and of the system
+        raise WeightsError(_refusal(file, error)) from error
+    wanted = file.sha256 or (facts.etag if SHA256.fullmatch(facts.etag) else None)
+    found = sha256_of(part)
+    if wanted is not None and found != wanted:
+        part.unlink()
+        raise WeightsError(f"{file.name} from {file.repo} has the SHA-256 {found}, not {wanted}: it was thrown away")
+    part.replace(path)
+    record(path, found)
+    return path
+
+
+def _metadata(file: WeightsFile, token: str | None, endpoint: str | None, until: float | None) -> Facts:
+    """What the hub says of a file before it is fetched."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    seconds = CONNECT_SECONDS if until is None else max(min(until - time.monotonic(), CONNECT_SECONDS), 0.1)
+    url = hf_hub_url(file.repo, file.name, revision=file.revision, endpoint=endpoint)
+    found = get_hf_file_metadata(url, token=token or False, timeout=seconds)
+    at_home = urlsplit(found.location).netloc == urlsplit(url).netloc
+    headers = {"Authorization": f"Bearer {token}"} if token and at_home else {}  # a storage server has no business with it
+    return Facts(found.location, headers, found.size, found.etag or "unknown")
+
+
+def _fetched(file: WeightsFile, folder: Path, facts: Facts, until: float | None, progress: Progress) -> Path:
+    """The file under a name of its own, all of it but unchecked; begun where an earlier try of the same content stopped."""
+    import httpx
+
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f"{file.name}.{facts.etag[:16]}.part"
+    with part.open("ab") as target:
+        if facts.size is None or target.tell() > facts.size:
+            _empty(target)
+        failures = 0
+        while target.tell() != facts.size:
+            before = target.tell()
+            try:
+                _stream(facts, target, until, progress)
+                break
+            except httpx.TransportError:
+                failures = failures + 1 if target.tell() == before else 1
+                if failures == ATTEMPTS:
+                    raise
+    return part
+
+
+def _stream(facts: Facts, target: BinaryIO, until: float | None, progress: Progress) -> None:
+    """Append what the file lacks, as it comes, so that nothing is lost when the connection is."""
+    import httpx
+
+    begun = target.tell()
+    headers = {**facts.headers, "Accept-Encoding": "identity", **({"Range": f"bytes={begun}-"} if begun else {})}
+    with httpx.stream("GET", facts.location, headers=headers, timeout=CONNECT_SECONDS, follow_redirects=True) as answer:
+        answer.raise_for_status()
+        if begun and answer.status_code != httpx.codes.PARTIAL_CONTENT:
+            _empty(target)
+        progress(target.tell(), facts.size)
+        for chunk in answer.iter_bytes():
+            target.write(chunk)
+            progress(target.tell(), facts.size)
+            if until is not None and time.monotonic() > until:
+                raise WeightsError("the time for fetching weights is over; the next try goes on from here")
+
+
+def _empty(target: BinaryIO) -> None:
+    target.truncate(0)
+    target.seek(0)
+
+
+def _refusal(file: WeightsFile, error: Exception) -> str:
+    """A sentence for what the client raised; never an address, which may hold a signature."""
+    import httpx
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    if isinstance(error, GatedRepoError):
+        return f"the hub gives {file.repo} only to those who asked for access there: ask, then set HF_TOKEN"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"the hub knows no {file.repo}, or HF_TOKEN may not see it"
+    if isinstance(error, HfHubHTTPError | httpx.HTTPStatusError):
+        return f"the hub refuses {file.name} of {file.repo} (HTTP {error.response.status_code})"
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+        return f"{file.name} cannot be written: {error.strerror}"
+    return f"the hub cannot be reached ({type(error).__name__})"
+
+
+def _note_of(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def _noted(path: Path) -> str | None:
+    """The checksum beside a file; None when there is none."""
+    note = _note_of(path)
+    found = SHA256.match(note.read_text(encoding="ascii", errors="replace")) if note.is_file() else None
+    return None if found is None else found.group()

@@ -1,0 +1,90 @@
+"""Which engine answers: the one that was named, or the best that is there; what is missing is told with what mends it."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.checkpoints import exported
+
+from daemon.config import Config, load
+from daemon.engines import build_models
+from daemon.main import describe
+from models.cache import EmbeddingCache
+from models.weights import DECODER_FILE, ENCODER_FILE
+from storage.base import ConfigurationError
+
+NOWHERE = Path("/nonexistent/.env")
+
+
+def config_of(folder: Path, **more: str) -> Config:
+    values = {"DATABASE_URL": "postgresql://db/x", "MASKD_BLOB_DIR": "/tmp/blobs", "MASKD_WEIGHTS_DIR": str(folder)}
+    return load({**values, "MASKD_CPU_THREADS": "1", **more}, NOWHERE)
+
+
+def engines(folder: Path, **more: str) -> dict[str, str]:
+    found = describe(build_models(config_of(folder, **more), EmbeddingCache(0)))
+    return {role: facts["engine"] for role, facts in found.items()}
+
+
+def refusal(folder: Path, **more: str) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        engines(folder, **more)
+    return str(caught.value)
+
+
+def test_without_weights_the_engine_that_needs_none_answers(tmp_path: Path) -> None:
+    assert engines(tmp_path) == {"visual": "classical", "everything": "classical"}
+
+
+def test_one_file_of_two_is_not_enough(tmp_path: Path) -> None:
+    (tmp_path / ENCODER_FILE).write_bytes(b"")
+    assert set(engines(tmp_path).values()) == {"classical"}
+
+
+def test_mobile_sam_is_taken_when_its_files_are_there() -> None:
+    assert engines(exported()) == {"visual": "mobilesam", "everything": "mobilesam"}
+
+
+def test_both_roles_share_one_engine_and_health_names_it() -> None:
+    models = build_models(config_of(exported()), EmbeddingCache(0))
+    assert models.visual is models.everything
+    assert describe(models)["visual"]["model_id"].startswith("mobile-sam-")
+
+
+def test_each_role_can_have_an_engine_of_its_own() -> None:
+    named = {"MASKD_VISUAL": "classical", "MASKD_EVERYTHING": "mock"}
+    assert engines(exported(), **named) == {"visual": "classical", "everything": "mock"}
+
+
+def test_an_engine_that_was_named_and_lacks_its_weights_ends_the_start(tmp_path: Path) -> None:
+    said = refusal(tmp_path, MASKD_VISUAL="mobilesam")
+    assert said.startswith("MASKD_VISUAL=mobilesam needs mobile_sam_image_encoder.onnx and sam_mask_decoder_multi.onnx in")
+    assert said.endswith("run: maskd weights pull mobile-sam")
+
+
+def test_an_engine_that_was_named_and_lacks_its_library_ends_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+
+    def without(name: str, package: str | None = None) -> Any:
+        return None if name == "onnxruntime" else find(name, package)
+
+    monkeypatch.setattr(importlib.util, "find_spec", without)
+    assert "which is not installed; run: pip install onnxruntime" in refusal(tmp_path, MASKD_EVERYTHING="mobilesam")
+
+
+def test_damaged_weights_are_not_passed_over_in_silence(tmp_path: Path) -> None:
+    for name in (ENCODER_FILE, DECODER_FILE, f"{ENCODER_FILE}.sha256"):
+        shutil.copy(exported() / name, tmp_path)
+    (tmp_path / ENCODER_FILE).write_bytes(b"half")
+    said = refusal(tmp_path)
+    assert "is damaged or not the file that was fetched" in said
+    assert said.endswith("run: maskd weights pull mobile-sam, or set MASKD_VISUAL=classical")
+
+
+def test_a_name_that_is_no_engine_is_a_mistake_in_the_settings(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="MASKD_VISUAL"):
+        config_of(tmp_path, MASKD_VISUAL="sam9")
