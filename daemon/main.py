@@ -245,7 +245,7 @@ def assemble(daemon: Daemon, templates: list[str], journal: Journal) -> Parts:
         claimer=Claimer(store, daemon.worker, held, wake, gate, config.claim_max),
         fetcher=Fetcher(daemon.blobs, store, keys, templates, limits, asks),
         pools={"cpu": cpu},
-        writer=Writer(daemon.blobs, keys, config.io_threads, config.retry_seconds),
+        writer=Writer(daemon.blobs, keys, config.io_threads, config.retry_seconds, config.timeout_seconds),
         settler=Settler(store, held, gate, config.settle_batch_max),
         lease=lease,
         drain_seconds=config.drain_seconds,

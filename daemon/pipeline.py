@@ -17,14 +17,14 @@ from anyio.abc import TaskGroup
 
 from daemon.claim import Claimer
 from daemon.fetch import Fetcher
-from daemon.gate import Gate
+from daemon.gate import AWAY, Gate
 from daemon.infer import Pool
 from daemon.lease import Lease
 from daemon.settle import Settler
 from daemon.wake import Wake
 from daemon.work import Held, Work
 from daemon.write import Writer
-from storage.base import Fate, Outcome, TaskStore, UnavailableError, WakeSource
+from storage.base import Fate, Outcome, TaskStore, WakeSource
 
 log = structlog.get_logger(__name__)
 
@@ -158,7 +158,7 @@ class Pipeline:
     async def _leave(self) -> None:
         try:
             await self.parts.store.leave(self.parts.worker)
-        except UnavailableError as error:
+        except AWAY as error:
             log.warning("drain.not_signed_off", reason=str(error))
 
     def _watch_callbacks(self) -> None:

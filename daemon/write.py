@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -15,13 +16,14 @@ import structlog
 from anyio.abc import TaskGroup
 
 from daemon import metrics
+from daemon.gate import AWAY
 from daemon.infer import Answer
 from daemon.keys import Keys
 from daemon.settle import Ended, encode, end_of
 from daemon.work import Work
 from handlers.base import Result, ResultBlob
 from models.base import StoppedError
-from storage.base import BlobStore, ConfigurationError, Fate, Outcome, Tombstone, UnavailableError
+from storage.base import BlobStore, Fate, Outcome, Tombstone, UnavailableError
 
 log = structlog.get_logger(__name__)
 
@@ -31,10 +33,11 @@ SWEEP_KEYS_MAX = 1000
 class Writer:
     """Puts blobs, and deletes those that nobody needs. `end` takes outcomes; `failing` hears of a blob store that fails."""
 
-    def __init__(self, blobs: BlobStore, keys: Keys, io_threads: int, retry_seconds: float) -> None:
+    def __init__(self, blobs: BlobStore, keys: Keys, io_threads: int, retry_seconds: float, timeout_seconds: float) -> None:
         self._blobs = blobs
         self._keys = keys
         self._retry_seconds = retry_seconds
+        self._timeout_seconds = timeout_seconds
         self._io = anyio.CapacityLimiter(io_threads)
         self.end: Callable[[Sequence[Ended]], None] = lambda ended: None
         self.failing: Callable[[str], None] = lambda reason: None
@@ -68,14 +71,14 @@ class Writer:
         """The claim was lost: this attempt's blobs are nobody's."""
         try:
             await self._delete_under(work.key_prefix)
-        except (UnavailableError, ConfigurationError) as error:
+        except AWAY as error:
             log.warning("write.discard_failed", task=work.task.id, reason=str(error))
 
     async def bury(self, tombstone: Tombstone) -> bool:
         """Delete everything under a tombstone; whether it is done with."""
         try:
             await self._delete_under(tombstone.prefix)
-        except (UnavailableError, ConfigurationError) as error:
+        except AWAY as error:
             self.failing(str(error))
             return False
         return True
@@ -98,19 +101,21 @@ class Writer:
 
     async def _put(self, work: Work, blob: ResultBlob) -> str:
         key = work.key_prefix + blob.name
-        await anyio.to_thread.run_sync(
-            self._blobs.put, key, blob.data, blob.content_type, limiter=self._io, abandon_on_cancel=True
-        )
+        await self._in_time(self._blobs.put, key, blob.data, blob.content_type)
         return key
 
     async def _delete_under(self, prefix: str) -> None:
-        while keys := await anyio.to_thread.run_sync(
-            self._blobs.list, prefix, SWEEP_KEYS_MAX, limiter=self._io, abandon_on_cancel=True
-        ):
-            await anyio.to_thread.run_sync(self._blobs.delete, keys, limiter=self._io, abandon_on_cancel=True)
+        while keys := await self._in_time(self._blobs.list, prefix, SWEEP_KEYS_MAX):
+            await self._in_time(self._blobs.delete, keys)
             metrics.ORPHANS.inc(len(keys))
             if len(keys) < SWEEP_KEYS_MAX:
                 return
+
+    async def _in_time(self, call: Callable[..., Any], *args: Any) -> Any:
+        """A call of the blob store in a thread; UnavailableError past the time limit, whatever time-outs the store has itself."""
+        with anyio.move_on_after(self._timeout_seconds):
+            return await anyio.to_thread.run_sync(call, *args, limiter=self._io, abandon_on_cancel=True)
+        raise UnavailableError("the blob store did not answer in time")
 
 
 def _done(work: Work, result: Result, addresses: dict[str, str]) -> Outcome:
