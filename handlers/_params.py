@@ -64,6 +64,7 @@ AnyPoint = Annotated[Point, BeforeValidator(_point)]
 Box = tuple[Coordinate, Coordinate, Coordinate, Coordinate]
 """x0, y0, x1, y1 in pixels of the image."""
 Vertex = tuple[Coordinate, Coordinate]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Rle(Strict):

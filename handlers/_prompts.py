@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from handlers._masks_in import mask_from
 from handlers._params import Box, ObjectPrompt, Point
 from handlers.base import Job, RejectedError, SourceImage
-from models.base import Mask, Prompt
+from models.base import Embedder, Mask, Models, Prompt, View
 
 
 def source_of(job: Job) -> SourceImage:
@@ -18,6 +18,12 @@ def source_of(job: Job) -> SourceImage:
     if job.image is None:
         raise RejectedError("image_missing", "This kind needs an image; set source_image_url.")
     return job.image
+
+
+def view_of(job: Job, models: Models, embedder: Embedder) -> View:
+    """The job's image as that model wants it; raises RejectedError where the row named none."""
+    image = source_of(job)
+    return models.embeddings.view(embedder, image.content_hash, image.pixels_hwc)
 
 
 def prompts_of(objects: Sequence[ObjectPrompt], job: Job) -> list[Prompt]:

@@ -34,6 +34,8 @@ class Limits:
     objects_max: int = 64
     points_per_side_max: int = 64
     masks_max: int = 100
+    texts_max: int = 16
+    instances_max: int = 200
 
 
 @dataclass(slots=True, eq=False)  # one a task: freezing would cost more than all the rest of making it
@@ -141,8 +143,10 @@ class Handler(Protocol):
         """What must be fetched for these parameters."""
         ...
 
-    def prepare(self, job: Job) -> Any:
-        """What `run` needs of one job (arrays, prompts); raises RejectedError (a prompt outside the image). CPU thread."""
+    def prepare(self, job: Job, models: Models) -> Any:
+        """What `run` needs of one job: its image as the model wants it, its prompts; raises RejectedError (a prompt outside
+        the image). Any CPU thread: of `models` only what may be asked there (`Embeddings.view`, `ConceptSegmenter.tokens`).
+        """
         ...
 
     def run(self, prepared: Sequence[Any], models: Models, stop: Stop) -> Sequence[Any]:

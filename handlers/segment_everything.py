@@ -1,7 +1,7 @@
 """All masks of an image, largest first.
 
-Asks for nothing; `points_per_side`, `pred_iou_thresh`, `stability_score_thresh`, `box_nms_thresh` and `min_mask_area` say
-how finely to look.
+Asks for nothing; `points_per_side`, `pred_iou_thresh`, `stability_score_thresh`, `box_nms_thresh`, `min_mask_area` and
+`crop_layers` say how finely to look.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from handlers._each import each
 from handlers._instances import Facts, Instance, facts_of, result
-from handlers._params import Strict, check_text, read
-from handlers._prompts import source_of
-from handlers.base import Inputs, Job, Limits, RejectedError, Request, Result, SourceImage
-from models.base import EverythingOptions, Mask, Model, Models, Role, Stop
+from handlers._params import Share, Strict, check_text, read
+from handlers._prompts import source_of, view_of
+from handlers._together import together
+from handlers.base import Inputs, Job, Limits, RejectedError, Request, Result
+from models.base import EverythingOptions, EverythingSegmenter, Later, Mask, Model, Models, Role, Stop, View
 
 ROLES = frozenset({Role.EVERYTHING})
 BATCH_MAX = 1
@@ -26,10 +26,9 @@ TIMEOUT_FACTOR = 2.0
 UNNAMED = "region"
 POINTS_PER_SIDE = 32
 POINTS_PER_SIDE_SLOW = 16
+CROP_LAYERS_MAX = 3
 SLOW = ("mobilesam", "cpu")
 """The engine and device whose decoder makes a grid of 32 points a side take minutes."""
-
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class EverythingParams(Strict):
@@ -40,6 +39,7 @@ class EverythingParams(Strict):
     stability_score_thresh: Share | None = None
     box_nms_thresh: Share | None = None
     min_mask_area: Annotated[int, Field(ge=0)] | None = None
+    crop_layers: Annotated[int, Field(ge=0, le=CROP_LAYERS_MAX)] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +54,15 @@ class Wish:
 class Prepared:
     """What `run` needs of one job."""
 
-    image: SourceImage
+    view: View
     params: EverythingParams
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The masks, how finely was looked, and who found them."""
+    """The masks, still to be enlarged, how finely was looked, and who found them."""
 
-    masks: tuple[Mask, ...]
+    masks: Later
     points_per_side: int
     facts: Facts
 
@@ -80,32 +80,38 @@ def inputs(params: Wish) -> Inputs:
     return Inputs()
 
 
-def prepare(job: Job) -> Prepared:
+def prepare(job: Job, models: Models) -> Prepared:
     """The image and the wish."""
     wish: Wish = job.params
-    return Prepared(source_of(job), wish.params)
+    return Prepared(view_of(job, models, _model(models)), wish.params)
 
 
 def run(prepared: Sequence[Prepared], models: Models, stop: Stop) -> list[Answer | Exception]:
-    """Embed each image once and look for everything."""
-    return each(prepared, lambda job: _answer(job, models, stop), stop)
+    """Embed the images together, then look for everything in one after the other."""
+    return together(prepared, lambda jobs: _answers(jobs, models, stop), stop)
 
 
 def finish(job: Job, raw: Answer) -> Result:
     """Draw all masks, small ones on top."""
     wish: Wish = job.params
-    instances = [Instance(mask, wish.label) for mask in raw.masks]
-    extra = {"points_per_side": raw.points_per_side, "warnings": _warnings(wish.params, raw.masks)}
+    masks = [mask for mask in raw.masks() if mask.bits.size]
+    instances = [Instance(mask, wish.label) for mask in masks]
+    extra = {"points_per_side": raw.points_per_side, "warnings": _warnings(wish.params, masks)}
     return result(job, instances, source_of(job).size_wh, raw.facts, **extra)
 
 
-def _answer(job: Prepared, models: Models, stop: Stop) -> Answer:
-    model = models.everything
-    assert model is not None, "the pool holds this kind's roles"
-    embedding, cached = models.embeddings.get(model, job.image.content_hash, job.image.pixels_hwc)
-    options = _options(job.params, model)
-    masks = [mask for mask in model.everything(embedding, options, stop) if mask.bits.size]
-    return Answer(tuple(masks), options.points_per_side, facts_of(model, cached))
+def _model(models: Models) -> EverythingSegmenter:
+    assert models.everything is not None, "the pool holds this kind's roles"
+    return models.everything
+
+
+def _answers(jobs: Sequence[Prepared], models: Models, stop: Stop) -> list[Answer]:
+    model, answers = _model(models), []
+    embedded = models.embeddings.get(model, [job.view for job in jobs])
+    for job, (embedding, cached) in zip(jobs, embedded, strict=True):
+        options = _options(job.params, model)
+        answers.append(Answer(model.everything(embedding, options, stop), options.points_per_side, facts_of(model, cached)))
+    return answers
 
 
 def _options(params: EverythingParams, model: Model) -> EverythingOptions:

@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from handlers._each import each
 from handlers._instances import Facts, Instance, facts_of, result
 from handlers._masks_in import inputs_of
 from handlers._params import ObjectPrompt, VisualPrompts, check_objects, check_text, read
-from handlers._prompts import prompts_of, source_of
-from handlers.base import Inputs, Job, Limits, Request, Result, SourceImage
-from models.base import Mask, Models, Prompt, Role, Stop
+from handlers._prompts import prompts_of, source_of, view_of
+from handlers._together import together
+from handlers.base import Inputs, Job, Limits, Request, Result
+from models.base import Later, Models, Prompt, Role, Stop, View, VisualQuestion, VisualSegmenter
 
 ROLES = frozenset({Role.VISUAL})
-BATCH_MAX = 4
+BATCH_MAX = 8
 TIMEOUT_FACTOR = 1.0
 
 UNNAMED = "object"
@@ -43,16 +43,16 @@ class Wish:
 class Prepared:
     """What `run` needs of one job."""
 
-    image: SourceImage
+    view: View
     prompts: tuple[Prompt, ...]
     multimask: bool | None
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Per object its masks, best first, and who found them."""
+    """Per object its masks, best first, still to be enlarged, and who found them."""
 
-    masks: tuple[tuple[Mask, ...], ...]
+    masks: tuple[Later, ...]
     facts: Facts
 
 
@@ -69,15 +69,16 @@ def inputs(params: Wish) -> Inputs:
     return inputs_of(wanted.mask for wanted in params.objects if wanted.mask is not None)
 
 
-def prepare(job: Job) -> Prepared:
-    """The prompts in pixels of the image; raises RejectedError when one lies outside."""
+def prepare(job: Job, models: Models) -> Prepared:
+    """The image, and the prompts in its pixels; raises RejectedError when one lies outside."""
     wish: Wish = job.params
-    return Prepared(source_of(job), tuple(prompts_of(wish.objects, job)), wish.multimask)
+    prompts = tuple(prompts_of(wish.objects, job))
+    return Prepared(view_of(job, models, _model(models)), prompts, wish.multimask)
 
 
 def run(prepared: Sequence[Prepared], models: Models, stop: Stop) -> list[Answer | Exception]:
-    """Embed each image once and answer its prompts."""
-    return each(prepared, lambda job: _answer(job, models, stop), stop)
+    """Embed the images and answer all prompts together."""
+    return together(prepared, lambda jobs: _answers(jobs, models, stop), stop)
 
 
 def finish(job: Job, raw: Answer) -> Result:
@@ -85,16 +86,28 @@ def finish(job: Job, raw: Answer) -> Result:
     wish: Wish = job.params
     found = [
         Instance(mask, wish.label, index, drawn=place == 0)
-        for index, masks in enumerate(raw.masks)
-        for place, mask in enumerate(mask for mask in masks if mask.bits.size)
+        for index, later in enumerate(raw.masks)
+        for place, mask in enumerate(mask for mask in later() if mask.bits.size)
     ]
     instances = sorted(found, key=lambda instance: not instance.drawn)
     return result(job, instances, source_of(job).size_wh, raw.facts)
 
 
-def _answer(job: Prepared, models: Models, stop: Stop) -> Answer:
-    model = models.visual
-    assert model is not None, "the pool holds this kind's roles"
-    embedding, cached = models.embeddings.get(model, job.image.content_hash, job.image.pixels_hwc)
-    masks = model.segment(embedding, job.prompts, job.multimask, stop)
-    return Answer(tuple(tuple(per_object) for per_object in masks), facts_of(model, cached))
+def _model(models: Models) -> VisualSegmenter:
+    assert models.visual is not None, "the pool holds this kind's roles"
+    return models.visual
+
+
+def _answers(jobs: Sequence[Prepared], models: Models, stop: Stop) -> list[Answer]:
+    model = _model(models)
+    embedded = models.embeddings.get(model, [job.view for job in jobs])
+    questions = [
+        VisualQuestion(embedding, prompt, job.multimask)
+        for job, (embedding, _) in zip(jobs, embedded, strict=True)
+        for prompt in job.prompts
+    ]
+    found = iter(model.segment(questions, stop))
+    return [
+        Answer(tuple(next(found) for _ in job.prompts), facts_of(model, cached))
+        for job, (_, cached) in zip(jobs, embedded, strict=True)
+    ]

@@ -105,14 +105,38 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class ConceptPrompt:
+    """What kind of thing to look for: words, or boxes around examples of it, or both. Pixels of the image; label 1 = such,
+    0 = not such."""
+
+    text: str | None = None
+    boxes_xyxy: tuple[tuple[float, float, float, float], ...] = ()
+    labels: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class EverythingOptions:
-    """How finely to look for all masks of an image (names and meaning as in segment-anything's mask generator)."""
+    """How finely to look for all masks of an image (names and meaning as in segment-anything's mask generator).
+
+    `crop_layers`: look also into 2 x 2 overlapping crops, then 4 x 4 and so on, as far as the engine was loaded to keep crops;
+    None: into all that it keeps.
+    """
 
     points_per_side: int = 32
     pred_iou_thresh: float = 0.88
     stability_score_thresh: float = 0.95
     box_nms_thresh: float = 0.7
     min_mask_area: int = 0
+    crop_layers: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """An image on its way into a model. `small` is what the model's `shrink` made of it, None while its embedding is kept."""
+
+    content_hash: str
+    image_hwc: ImageHWC
+    small: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +146,30 @@ class Embedding:
     size_hw: tuple[int, int]
     data: Any
     nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class VisualQuestion:
+    """One object of one image. `multimask`: three answers or one; None lets a lone point try three and keep the best."""
+
+    embedding: Embedding
+    prompt: Prompt
+    multimask: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConceptQuestion:
+    """One concept in one image: every instance whose score is at least `threshold`, at most the best `max_instances`."""
+
+    embedding: Embedding
+    prompt: ConceptPrompt
+    threshold: float = 0.5
+    max_instances: int = 100
+
+
+Later = Callable[[], list[Mask]]
+"""The masks of an answer, once it is called: it enlarges them, which is work for any CPU thread but not for a device's.
+Called again it answers the same; it holds no memory of a device."""
 
 
 class Model(Protocol):
@@ -136,46 +184,89 @@ class Model(Protocol):
 
 
 class Embedder(Model, Protocol):
-    """A model that looks at the image once, before any prompt."""
+    """A model that looks at images before any prompt, in two steps, so that a device never waits for the CPU."""
 
-    def embed(self, image_hwc: ImageHWC) -> Embedding: ...
+    def shrink(self, image_hwc: ImageHWC) -> Any:
+        """What `embed` needs of one image: resized, still small integers. Any CPU thread."""
+        ...
+
+    def embed(self, smalls: Sequence[Any]) -> list[Embedding]:
+        """The embeddings of what `shrink` made, in order, in one pass where the model can. The pool's thread."""
+        ...
 
 
 class VisualSegmenter(Embedder, Protocol):
     """Clicks, boxes and masks to masks."""
 
-    def segment(self, embedding: Embedding, prompts: Sequence[Prompt], multimask: bool | None, stop: Stop) -> list[list[Mask]]:
-        """Per prompt one mask, or three with scores when `multimask`, best first; None lets a lone point try three and keep
-        the best."""
+    def segment(self, questions: Sequence[VisualQuestion], stop: Stop) -> list[Later]:
+        """Per question one mask, or three with scores, best first; questions of several images may come together."""
         ...
 
 
 class EverythingSegmenter(Embedder, Protocol):
     """All masks of an image."""
 
-    def everything(self, embedding: Embedding, options: EverythingOptions, stop: Stop) -> list[Mask]:
+    def everything(self, embedding: Embedding, options: EverythingOptions, stop: Stop) -> Later:
         """Every mask worth returning, largest first."""
+        ...
+
+
+class ConceptSegmenter(Embedder, Protocol):
+    """Words and examples to every instance of what they mean."""
+
+    @property
+    def tokens_max(self) -> int:
+        """How many tokens of text the model reads."""
+        ...
+
+    def tokens(self, text: str) -> int:
+        """How many tokens a text has, its ends included. Any thread."""
+        ...
+
+    def find(self, questions: Sequence[ConceptQuestion], stop: Stop) -> list[Later]:
+        """Per question all instances, best score first; equal questions are computed once."""
         ...
 
 
 class Embeddings(Protocol):
     """Where embeddings are kept between tasks (`models.cache.EmbeddingCache`)."""
 
-    def get(self, embedder: Embedder, content_hash: str, image_hwc: ImageHWC) -> tuple[Embedding, bool]:
-        """The embedding of that image by that model, and whether it was already there."""
+    def view(self, embedder: Embedder, content_hash: str, image_hwc: ImageHWC) -> View:
+        """The image, shrunk unless its embedding is there. Any CPU thread."""
         ...
+
+    def get(self, embedder: Embedder, views: Sequence[View]) -> list[tuple[Embedding, bool]]:
+        """Per view its embedding by that model and whether it was already there; the others are computed together."""
+        ...
+
+
+class DeviceLostError(Exception):
+    """The device answers nothing any more (a poisoned CUDA context): the process must end and start anew."""
+
+
+def no_room_needed(roles: frozenset[Role], models: Models) -> None:
+    """What a pool without a device of its own does before a batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """The engines that one pool holds, by role."""
+    """The engines that one pool holds, by role. The pool's thread calls `make_room` with the roles of a batch before it runs."""
 
     embeddings: Embeddings
     visual: VisualSegmenter | None = None
     everything: EverythingSegmenter | None = None
+    concept: ConceptSegmenter | None = None
     others: dict[Role, Model] = field(default_factory=dict)
+    make_room: Callable[[frozenset[Role], Models], None] = no_room_needed
 
     def roles(self) -> frozenset[Role]:
         """The roles that have an engine here."""
-        held = {Role.VISUAL: self.visual, Role.EVERYTHING: self.everything, **self.others}
-        return frozenset(role for role, model in held.items() if model is not None)
+        return frozenset(self._held())
+
+    def of(self, role: Role) -> Model:
+        """The engine of a role that this pool holds; KeyError when it holds none."""
+        return self._held()[role]
+
+    def _held(self) -> dict[Role, Model]:
+        held = {Role.VISUAL: self.visual, Role.EVERYTHING: self.everything, Role.CONCEPT: self.concept, **self.others}
+        return {role: model for role, model in held.items() if model is not None}

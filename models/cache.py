@@ -1,19 +1,23 @@
 """The one place where embeddings are kept between tasks: least recently used goes first, counted in bytes per device.
 
-Enters: an image and its content hash. Leaves: its embedding, computed once however many threads ask for it at a time.
+Enters: images and their content hashes. Leaves: their embeddings, each computed once however many threads ask for it at a time.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
-from models.base import Embedder, Embedding, ImageHWC
+from models.base import Embedder, Embedding, ImageHWC, View
 
 Key = tuple[str, str, str]
 """model_id, device, content hash."""
+SMALLS_MAX = 8
+"""Shrunk images that wait for their embedding; prompts on one image come together and share one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,7 @@ class EmbeddingCache:
         self._lock = threading.Lock()
         self._entries: OrderedDict[Key, Entry] = OrderedDict()
         self._pending: dict[Key, Future[Embedding]] = {}
+        self._smalls: OrderedDict[Key, Any] = OrderedDict()
         self._hits = 0
         self._misses = 0
 
@@ -57,27 +62,47 @@ class EmbeddingCache:
         with self._lock:
             return len(self._entries)
 
-    def get(self, embedder: Embedder, content_hash: str, image_hwc: ImageHWC, of_session: bool = False) -> tuple[Embedding, bool]:
-        """The embedding of that image by that model, and whether it was there or on its way already.
-
-        Raises what `embedder.embed` raises, to every thread that waited for it; the next question tries again.
-        """
-        key = (embedder.model_id, embedder.device, content_hash)
+    def view(self, embedder: Embedder, content_hash: str, image_hwc: ImageHWC) -> View:
+        """The image, shrunk unless its embedding is there or on its way."""
+        key = _key(embedder, content_hash)
         with self._lock:
-            kept = self._entries.get(key)
-            if kept is not None:
-                self._hits += 1
-                self._keep(key, Entry(kept.embedding, kept.of_session or of_session))
-                return kept.embedding, True
-            awaited = self._pending.get(key)
-            if awaited is None:
-                self._misses += 1
-                future = self._pending[key] = Future[Embedding]()
-            else:
-                self._hits += 1
-        if awaited is not None:
-            return awaited.result(), True
-        return self._compute(key, future, embedder, image_hwc, of_session), False
+            if key in self._entries or key in self._pending:
+                return View(content_hash, image_hwc)
+            small = self._smalls.get(key)
+        if small is None:
+            small = embedder.shrink(image_hwc)
+            with self._lock:
+                self._smalls[key] = small
+                while len(self._smalls) > SMALLS_MAX:
+                    self._smalls.popitem(last=False)
+        return View(content_hash, image_hwc, small)
+
+    def get(self, embedder: Embedder, views: Sequence[View], of_session: bool = False) -> list[tuple[Embedding, bool]]:
+        """Per view its embedding by that model, and whether it was there or on its way already; the others are computed in one
+        call. Raises what `embedder.embed` raises, to every thread that waited for it; the next question tries again.
+        """
+        answers: list[tuple[Embedding | Future[Embedding], bool]] = []
+        mine: dict[Key, View] = {}
+        with self._lock:
+            for view in views:
+                key = _key(embedder, view.content_hash)
+                kept = self._entries.get(key)
+                if kept is not None:
+                    self._hits += 1
+                    self._keep(key, Entry(kept.embedding, kept.of_session or of_session))
+                    answers.append((kept.embedding, True))
+                    continue
+                known = key in self._pending
+                if not known:
+                    self._misses += 1
+                    self._pending[key] = Future()
+                    mine[key] = view
+                else:
+                    self._hits += 1
+                answers.append((self._pending[key], known))
+        if mine:
+            self._compute(mine, embedder, of_session)
+        return [(answer.result() if isinstance(answer, Future) else answer, cached) for answer, cached in answers]
 
     def discard(self, content_hash: str) -> None:
         """Forget that image for every model."""
@@ -85,21 +110,26 @@ class EmbeddingCache:
             for key in [key for key in self._entries if key[2] == content_hash]:
                 del self._entries[key]
 
-    def _compute(
-        self, key: Key, future: Future[Embedding], embedder: Embedder, image_hwc: ImageHWC, of_session: bool
-    ) -> Embedding:
+    def _compute(self, mine: dict[Key, View], embedder: Embedder, of_session: bool) -> None:
+        """Embed these and tell whoever waits for one of them, of the answer or of the failure."""
         try:
-            embedding = embedder.embed(image_hwc)
+            smalls = [embedder.shrink(view.image_hwc) if view.small is None else view.small for view in mine.values()]
+            embeddings = embedder.embed(smalls)
         except BaseException as error:  # the waiters must hear of it, whatever it is
-            with self._lock:
-                del self._pending[key]
-            future.set_exception(error)
+            for future in self._answered(mine):
+                future.set_exception(error)
             raise
         with self._lock:
-            del self._pending[key]
-            self._keep(key, Entry(embedding, of_session))
-        future.set_result(embedding)
-        return embedding
+            for key, embedding in zip(mine, embeddings, strict=True):
+                self._keep(key, Entry(embedding, of_session))
+        for future, embedding in zip(self._answered(mine), embeddings, strict=True):
+            future.set_result(embedding)
+
+    def _answered(self, mine: dict[Key, View]) -> list[Future[Embedding]]:
+        with self._lock:
+            for key in mine:
+                self._smalls.pop(key, None)
+            return [self._pending.pop(key) for key in mine]
 
     def _keep(self, key: Key, entry: Entry) -> None:
         """Put an entry last in line and make room on its device; under the lock."""
@@ -115,3 +145,7 @@ class EmbeddingCache:
                 return
             if other != key:
                 held -= self._entries.pop(other).embedding.nbytes
+
+
+def _key(embedder: Embedder, content_hash: str) -> Key:
+    return embedder.model_id, embedder.device, content_hash

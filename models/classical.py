@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from models.base import Embedding, EverythingOptions, ImageHWC, Mask, Prompt, Stop, pack
+from models.base import Embedding, EverythingOptions, ImageHWC, Later, Mask, Stop, VisualQuestion, pack
 from models.masks import enlarge, nms
 
 if TYPE_CHECKING:
@@ -37,28 +37,28 @@ class Classical:
     model_id: str = "grabcut+felzenszwalb"
     device: str = "cpu"
 
-    def embed(self, image_hwc: ImageHWC) -> Embedding:
+    def shrink(self, image_hwc: ImageHWC) -> Sight:
         """The image reduced, and its regions; uint8 RGB (height, width, 3)."""
         from models import regions
 
-        sight = regions.look(image_hwc)
-        return Embedding(sight.size_hw, sight, sight.image_hwc.nbytes + sight.tree.nbytes)
+        return regions.look(image_hwc)
 
-    def segment(self, embedding: Embedding, prompts: Sequence[Prompt], multimask: bool | None, stop: Stop) -> list[list[Mask]]:
-        """Per prompt one mask, or three when `multimask`, best first; None lets a lone point try three and keep the best.
+    def embed(self, smalls: Sequence[Sight]) -> list[Embedding]:
+        """Nothing is left to do: there is no device."""
+        return [Embedding(sight.size_hw, sight, sight.image_hwc.nbytes + sight.tree.nbytes) for sight in smalls]
+
+    def segment(self, questions: Sequence[VisualQuestion], stop: Stop) -> list[Later]:
+        """Per question one mask, or three when `multimask`, best first; None lets a lone point try three and keep the best.
 
         A foreground point is always inside and a background point never, unless both name the same pixel.
         """
-        from models import pointing
-
         answers = []
-        for prompt in prompts:
+        for question in questions:
             stop()
-            found = pointing.candidates(embedding.data, prompt)
-            answers.append(found if multimask else found[:1])
+            answers.append(_kept(_candidates(question)))
         return answers
 
-    def everything(self, embedding: Embedding, options: EverythingOptions, stop: Stop) -> list[Mask]:
+    def everything(self, embedding: Embedding, options: EverythingOptions, stop: Stop) -> Later:
         """The regions that outlive their surroundings in the merger tree, largest first, at most points_per_side squared."""
         sight: Sight = embedding.data
         masks = []
@@ -67,7 +67,18 @@ class Classical:
             mask = replace(_node_mask(sight, node), score=score)
             if mask.area >= max(options.min_mask_area, 1):
                 masks.append(mask)
-        return sorted(masks, key=lambda mask: -mask.area)
+        return _kept(sorted(masks, key=lambda mask: -mask.area))
+
+
+def _kept(masks: list[Mask]) -> Later:
+    return lambda: masks
+
+
+def _candidates(question: VisualQuestion) -> list[Mask]:
+    from models import pointing
+
+    found = pointing.candidates(question.embedding.data, question.prompt)
+    return found if question.multimask else found[:1]
 
 
 def _standing_out(sight: Sight, options: EverythingOptions) -> list[tuple[int, float]]:

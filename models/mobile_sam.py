@@ -1,4 +1,4 @@
-"""MobileSAM on ONNX Runtime: an encoder that looks once, a decoder that answers clicks, boxes and masks.
+"""MobileSAM on CPU: an encoder that looks once, on the fastest runtime there is, a decoder that answers clicks, boxes and masks.
 
 Enters: an image, once; then prompts in its pixels. Leaves: masks at full resolution, enlarged inside their box only. What the
 two files expect is read from them, so exports of others work too.
@@ -6,8 +6,9 @@ two files expect is read from them, so exports of others work too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from models import amg, ort
-from models.base import Embedding, EverythingOptions, ImageHWC, Mask, Prompt, Stop
+from models import amg, cpu_choice, ort
+from models.base import Embedding, EverythingOptions, ImageHWC, Later, Mask, Prompt, Stop, VisualQuestion
+from models.cpu_choice import AUTO, EXACT, Subject
 from models.framing import Floats, Frame, fitted, masks_of
+from models.graph import Arrays, Graph, in_short, names, port
 from models.weights import WeightsError, check
 
 MEAN_RGB = np.array([123.675, 116.28, 103.53], dtype=np.float32)
@@ -33,6 +36,8 @@ ANSWERS = ("iou_predictions", "low_res_masks")
 MASKS = 4
 NO_POINT, BACKGROUND, FOREGROUND, UPPER_LEFT, LOWER_RIGHT = -1, 0, 1, 2, 3
 
+Small = tuple[tuple[int, int], ImageHWC]
+"""Height and width of an image, and its pixels at the model's side."""
 Tokens = tuple[list[tuple[float, float]], list[int]]
 """Points of the image and what each is."""
 
@@ -57,42 +62,54 @@ class MobileSam:
     """VisualSegmenter and EverythingSegmenter; safe on many threads at once. `load` makes one.
 
     `score` is the predicted IoU. The answer is the decoder's mask for unambiguous prompts, with `multimask` its three guesses.
+    `runtime` computes the encoder, ONNX Runtime the decoder; `measured_ms` says why, if there was a choice.
     """
 
-    encoder: Any
-    decoder: Any
+    encoder: Graph
+    decoder: Graph
     contract: Contract
     model_id: str
+    runtime: str = EXACT
+    measured_ms: dict[str, float] = field(default_factory=dict)
     engine: str = "mobilesam"
     device: str = "cpu"
 
-    def embed(self, image_hwc: ImageHWC) -> Embedding:
-        """The encoder's output, float32 (1, 256, side / 16, side / 16), of uint8 RGB (height, width, 3)."""
-        frame = self._frame((image_hwc.shape[0], image_hwc.shape[1]))
-        given = _given(image_hwc, frame, self.contract)
-        embedding: Floats = self.encoder.run(None, {self.contract.input_name: given})[0]
-        embedding.flags.writeable = False
-        return Embedding(frame.size_hw, embedding, embedding.nbytes)
+    def details(self) -> dict[str, Any]:
+        """What /health tells besides: the encoder's runtime, and milliseconds by runtime if several were tried."""
+        return {"runtime": self.runtime, **({"measured_ms": self.measured_ms} if self.measured_ms else {})}
 
-    def segment(self, embedding: Embedding, prompts: Sequence[Prompt], multimask: bool | None, stop: Stop) -> list[list[Mask]]:
-        """Per prompt one mask, or three when `multimask`, best first; None lets a lone point try three and keep the best.
+    def shrink(self, image_hwc: ImageHWC) -> Small:
+        """The image at the model's side, and its own size; resized as in segment-anything, by Pillow's bilinear filter."""
+        size_hw = image_hwc.shape[0], image_hwc.shape[1]
+        height, width = self._frame(size_hw).inner_hw
+        return size_hw, image_hwc if (height, width) == size_hw else _resized(image_hwc, (width, height))
 
-        Prompts with as many points run together: a filler would be seen by the decoder and change the answer.
+    def embed(self, smalls: Sequence[Small]) -> list[Embedding]:
+        """The encoder's output, float32 (1, 256, side / 16, side / 16), one image after the other."""
+        return [self._embedding(*small) for small in smalls]
+
+    def segment(self, questions: Sequence[VisualQuestion], stop: Stop) -> list[Later]:
+        """Per question one mask, or three when `multimask`, best first; None lets a lone point try three and keep the best.
+
+        Prompts of one image with as many points run together: a filler would be seen by the decoder and change the answer.
         """
-        frame = self._frame(embedding.size_hw)
-        asked = [_tokens(prompt) for prompt in prompts]
-        answers: list[list[Mask]] = [[] for _ in prompts]
-        for group in _groups([len(labels) for _, labels in asked], self.contract.objects_max):
+        asked = [_tokens(question.prompt) for question in questions]
+        answers: list[Later] = [list] * len(questions)
+        alike = [(id(question.embedding), len(labels)) for question, (_, labels) in zip(questions, asked, strict=True)]
+        for group in _groups(alike, self.contract.objects_max):
             stop()
-            masks = [prompts[index].mask for index in group]
+            embedding = questions[group[0]].embedding
+            frame = self._frame(embedding.size_hw)
+            masks = [questions[index].prompt.mask for index in group]
             ious, logits = self._decode(embedding.data, [asked[index] for index in group], masks, frame)
             for index, own_ious, own_logits in zip(group, ious, logits, strict=True):
-                chosen = _chosen(prompts[index], multimask)
+                multimask = questions[index].multimask
+                chosen = _chosen(questions[index].prompt, multimask)
                 count = MASKS - 1 if multimask else 1
-                answers[index] = masks_of(own_logits[chosen], frame, own_ious[chosen].tolist(), count)
+                answers[index] = partial(masks_of, own_logits[chosen], frame, own_ious[chosen].tolist(), count)
         return answers
 
-    def everything(self, embedding: Embedding, options: EverythingOptions, stop: Stop) -> list[Mask]:
+    def everything(self, embedding: Embedding, options: EverythingOptions, stop: Stop) -> Later:
         """The masks that a grid of single clicks finds, largest first."""
         frame = self._frame(embedding.size_hw)
 
@@ -102,6 +119,12 @@ class MobileSam:
             return logits[:, 1:], ious[:, 1:]
 
         return amg.everything(clicks, frame, options, self.contract.objects_max, stop)
+
+    def _embedding(self, size_hw: tuple[int, int], small_hwc: ImageHWC) -> Embedding:
+        given = _given(small_hwc, self.contract)
+        embedding: Floats = self.encoder.run(None, {self.contract.input_name: given})[0]
+        embedding.flags.writeable = False
+        return Embedding(size_hw, embedding, embedding.nbytes)
 
     def _frame(self, size_hw: tuple[int, int]) -> Frame:
         return fitted(size_hw, self.contract.side, self.contract.low_side)
@@ -130,47 +153,68 @@ class MobileSam:
         return ious, logits
 
 
-def load(encoder: Path, decoder: Path, threads: int) -> MobileSam:
-    """The engine made of two files, tried once on a grey image. Raises WeightsError that says what is wrong with which."""
+def load(encoder: Path, decoder: Path, threads: int, runtime: str = AUTO, memory: Path | None = None) -> MobileSam:
+    """The engine made of two files, tried once on a grey image. Raises WeightsError that says what is wrong with which.
+
+    `runtime` and `memory` are those of `models.cpu_choice.choose`.
+    """
     checksum = check(encoder)
     check(decoder)
-    sessions = ort.open_session(encoder, threads), ort.open_session(decoder, threads)
-    engine = MobileSam(*sessions, contract=_contract(*sessions, threads), model_id=f"mobile-sam-{checksum[:8]}")
+    answering = ort.open_graph(decoder, threads)
+    choice = cpu_choice.choose(Subject(encoder, checksum, threads, partial(_sample, answering)), runtime, memory)
+    engine = MobileSam(
+        choice.graph,
+        answering,
+        contract=_contract(choice.graph, answering, threads),
+        model_id=f"mobile-sam-{checksum[:8]}",
+        runtime=choice.runtime,
+        measured_ms=choice.measured_ms,
+    )
     _try(engine, encoder, decoder)
     return engine
 
 
-def _contract(encoder: Any, decoder: Any, threads: int) -> Contract:
+def _contract(encoder: Graph, decoder: Graph, threads: int) -> Contract:
     """What the graphs say of themselves."""
-    lacking = [name for name in DECODER_INPUTS if name not in ort.names_of(decoder.get_inputs())]
-    lacking += [name for name in ANSWERS if name not in ort.names_of(decoder.get_outputs())]
+    lacking = [name for name in DECODER_INPUTS if name not in names(decoder.inputs)]
+    lacking += [name for name in ANSWERS if name not in names(decoder.outputs)]
     if lacking:
         raise WeightsError(f"the decoder is not SAM's: it lacks {', '.join(lacking)}")
-    if ort.shape_of(decoder, "iou_predictions")[1] == 1:
+    if port(decoder, "iou_predictions").shape[1] == 1:
         raise WeightsError("the decoder gives one mask only: take sam_mask_decoder_multi.onnx")
-    (image,) = encoder.get_inputs()
+    (image,) = encoder.inputs
     rank = len(image.shape)
     channels = image.shape[2 if rank == 3 else 1] if rank in (3, 4) else None
-    if rank not in (3, 4) or image.type != "tensor(float)" or (isinstance(channels, int) and channels != 3):
+    if rank not in (3, 4) or image.dtype != "float32" or channels not in (None, 3):
         raise WeightsError(
-            f"the encoder takes {image.type} {image.shape}: neither raw (height, width, 3) nor a normalised square"
+            f"the encoder takes {image.dtype} {image.shape}: neither raw (height, width, 3) nor a normalised square"
         )
-    cells = ort.shape_of(decoder, "image_embeddings")[-1]
-    if not isinstance(cells, int):
+    cells = port(decoder, "image_embeddings").shape[-1]
+    if cells is None:
         raise WeightsError("the decoder does not say how large an embedding it takes")
     # On one core a second object costs more than the first, since the image no longer fits the cache.
-    batched = all(isinstance(ort.shape_of(decoder, name)[0], str) for name in PER_OBJECT)
+    batched = all(port(decoder, name).shape[0] is None for name in PER_OBJECT)
     together = min(threads, OBJECTS_MAX) if batched else 1
     return Contract(image.name, rank == 3, cells * STRIDE, together)
+
+
+def _sample(decoder: Graph, encoder: Graph) -> Arrays:
+    """What runtimes are compared on: a picture of smooth and rough parts, three quarters as high as wide."""
+    contract = _contract(encoder, decoder, threads=1)
+    height, width = contract.side * 3 // 4, contract.side
+    y, x = np.mgrid[:height, :width] / width
+    waves_hwc = np.stack([x, y, 0.5 + 0.5 * np.sin(40 * x * y)], axis=-1) * 200
+    noise_hwc = np.random.default_rng(0).integers(0, 55, (height, width, 3)) * (x > y)[..., None]
+    return {contract.input_name: _given((waves_hwc + noise_hwc).astype(np.uint8), contract)}
 
 
 def _try(engine: MobileSam, encoder: Path, decoder: Path) -> None:
     """Refuse a network that answers with anything but numbers, before a user's photo does; it also warms both up."""
     side = engine.contract.side
     try:
-        embedding = engine.embed(np.full((side // 2, side, 3), 127, dtype=np.uint8))
+        (embedding,) = engine.embed([engine.shrink(np.full((side // 2, side, 3), 127, dtype=np.uint8))])
     except Exception as error:  # the library's errors have no common parent
-        raise WeightsError(f"{encoder} fails on an image: {' '.join(str(error).split())[:200]}") from error
+        raise WeightsError(f"{encoder} fails on an image: {in_short(error)}") from error
     if embedding.data.shape[2:] != (side // STRIDE, side // STRIDE):
         raise WeightsError(f"{encoder} and {decoder.name} do not belong together: {embedding.data.shape} is not what it takes")
     if not np.isfinite(embedding.data).all():
@@ -179,7 +223,7 @@ def _try(engine: MobileSam, encoder: Path, decoder: Path) -> None:
         asked: list[Tokens] = [([(side / 2, side / 4), (0.0, 0.0)], [FOREGROUND, NO_POINT])]
         ious, logits = engine._decode(embedding.data, asked, [None], engine._frame(embedding.size_hw))
     except Exception as error:  # as above
-        raise WeightsError(f"{decoder} fails on a click: {' '.join(str(error).split())[:200]}") from error
+        raise WeightsError(f"{decoder} fails on a click: {in_short(error)}") from error
     if not (np.isfinite(ious).all() and np.isfinite(logits).all()):
         raise WeightsError(f"{decoder} computes NaN or infinity: its weights are damaged")
     low = engine.contract.low_side
@@ -187,14 +231,13 @@ def _try(engine: MobileSam, encoder: Path, decoder: Path) -> None:
         raise WeightsError(f"{decoder} answers in shapes {ious.shape} and {logits.shape}, not (1, {MASKS}) and its masks")
 
 
-def _given(image_hwc: ImageHWC, frame: Frame, contract: Contract) -> Floats:
-    """The image as the encoder takes it; resized as in segment-anything, by Pillow's bilinear filter."""
-    height, width = frame.inner_hw
-    resized = image_hwc if (height, width) == image_hwc.shape[:2] else _resized(image_hwc, (width, height))
+def _given(small_hwc: ImageHWC, contract: Contract) -> Floats:
+    """The pixels as the encoder takes them."""
     if contract.raw:
-        return resized.astype(np.float32)
+        return small_hwc.astype(np.float32)
+    height, width = small_hwc.shape[:2]
     square = np.zeros((1, 3, contract.side, contract.side), dtype=np.float32)
-    square[0, :, :height, :width] = ((resized - MEAN_RGB) / STD_RGB).transpose(2, 0, 1)
+    square[0, :, :height, :width] = ((small_hwc - MEAN_RGB) / STD_RGB).transpose(2, 0, 1)
     return square
 
 
@@ -220,10 +263,10 @@ def _chosen(prompt: Prompt, multimask: bool | None) -> slice:
     return slice(1, MASKS) if multimask or (multimask is None and lone) else slice(0, 1)
 
 
-def _groups(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Indexes of equal lengths, at most `most` together, in order of their first."""
-    by_length: dict[int, list[int]] = {}
-    for index, length in enumerate(lengths):
-        by_length.setdefault(length, []).append(index)
-    for indexes in by_length.values():
+def _groups(alike: Sequence[Hashable], most: int) -> Iterator[list[int]]:
+    """Indexes of what is alike, at most `most` together, in order of their first."""
+    together: dict[Hashable, list[int]] = {}
+    for index, key in enumerate(alike):
+        together.setdefault(key, []).append(index)
+    for indexes in together.values():
         yield from (indexes[first : first + most] for first in range(0, len(indexes), most))

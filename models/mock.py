@@ -7,47 +7,86 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
-from models.base import Embedding, EverythingOptions, ImageHWC, Mask, Prompt, Stop, pack
+from models.base import (
+    ConceptQuestion,
+    Embedding,
+    EverythingOptions,
+    ImageHWC,
+    Later,
+    Mask,
+    Prompt,
+    Stop,
+    VisualQuestion,
+    pack,
+)
 
 EMBEDDING_BYTES = 1024
 DISC_SHARE = 0.1
 SCORES = (0.9, 0.6, 0.3)
+CONCEPT_SCORES = (0.9, 0.8, 0.7, 0.6)
 
 
 @dataclass(frozen=True, slots=True)
 class Mock:
-    """VisualSegmenter and EverythingSegmenter whose answers depend on the image's size only."""
+    """Every role of segmentation, with answers that depend on the image's size only."""
 
     engine: str = "mock"
     model_id: str = "mock"
     device: str = "cpu"
+    tokens_max: int = 32
 
-    def embed(self, image_hwc: ImageHWC) -> Embedding:
+    def shrink(self, image_hwc: ImageHWC) -> tuple[int, int]:
         """The image's size and nothing else."""
-        return Embedding((image_hwc.shape[0], image_hwc.shape[1]), None, EMBEDDING_BYTES)
+        return image_hwc.shape[0], image_hwc.shape[1]
 
-    def segment(self, embedding: Embedding, prompts: Sequence[Prompt], multimask: bool | None, stop: Stop) -> list[list[Mask]]:
+    def embed(self, smalls: Sequence[tuple[int, int]]) -> list[Embedding]:
+        """Sizes as embeddings."""
+        return [Embedding(size_hw, None, EMBEDDING_BYTES) for size_hw in smalls]
+
+    def segment(self, questions: Sequence[VisualQuestion], stop: Stop) -> list[Later]:
         """The prompt's mask, else its box, else a disc around its first foreground point; with `multimask` three of falling
         score."""
-        answers = []
-        for prompt in prompts:
-            stop()
-            mask = _shape(prompt, embedding.size_hw)
-            answers.append([_scored(mask, score) for score in (SCORES if multimask else SCORES[:1])])
-        return answers
+        stop()
+        return [partial(_answer, question) for question in questions]
 
-    def everything(self, embedding: Embedding, options: EverythingOptions, stop: Stop) -> list[Mask]:
+    def everything(self, embedding: Embedding, options: EverythingOptions, stop: Stop) -> Later:
         """Four squares, one in the middle of each quarter of the image, largest first."""
         stop()
-        height, width = embedding.size_hw
-        side = max(min(height, width) // 4, 1)
-        centres = [(width * x // 4, height * y // 4) for y in (1, 3) for x in (1, 3)]
-        masks = [_scored(_box((x, y, x + side, y + side), embedding.size_hw), SCORES[0]) for x, y in centres]
+        masks = [_scored(mask, SCORES[0]) for mask in _squares(embedding.size_hw)]
         large = [mask for mask in masks if mask.area >= max(options.min_mask_area, 1)]
-        return sorted(large, key=lambda mask: -mask.area)[: options.points_per_side**2]
+        return lambda: sorted(large, key=lambda mask: -mask.area)[: options.points_per_side**2]
+
+    def tokens(self, text: str) -> int:
+        """Words, and both ends."""
+        return len(text.split()) + 2
+
+    def find(self, questions: Sequence[ConceptQuestion], stop: Stop) -> list[Later]:
+        """As many squares as the text has letters, but at most four, of falling score."""
+        stop()
+        return [partial(_instances, question) for question in questions]
+
+
+def _answer(question: VisualQuestion) -> list[Mask]:
+    mask = _shape(question.prompt, question.embedding.size_hw)
+    return [_scored(mask, score) for score in (SCORES if question.multimask else SCORES[:1])]
+
+
+def _instances(question: ConceptQuestion) -> list[Mask]:
+    squares = _squares(question.embedding.size_hw)[: len(question.prompt.text or "such")]
+    scored = zip(squares, CONCEPT_SCORES, strict=False)
+    found = [replace(mask, score=score, label=question.prompt.text) for mask, score in scored if score >= question.threshold]
+    return found[: question.max_instances]
+
+
+def _squares(size_hw: tuple[int, int]) -> list[Mask]:
+    height, width = size_hw
+    side = max(min(height, width) // 4, 1)
+    centres = [(width * x // 4, height * y // 4) for y in (1, 3) for x in (1, 3)]
+    return [_box((x, y, x + side, y + side), size_hw) for x, y in centres]
 
 
 def _scored(mask: Mask, score: float) -> Mask:

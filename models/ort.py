@@ -1,15 +1,20 @@
-"""Sessions of ONNX Runtime: which provider, how many threads, and a reason in words when a file cannot be used.
+"""Networks on ONNX Runtime: which provider, how many threads, and a reason in words when a file cannot be used.
 
-Enters: a path. Leaves: a session that is checked for what it really runs on. The only file that imports onnxruntime.
+Enters: a path. Leaves: a graph that is checked for what it really runs on. The only file that imports onnxruntime.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
+
+from models.graph import Arrays, Port, in_short
 from models.weights import WeightsError
 
 PREFERRED = ("OpenVINOExecutionProvider", "DnnlExecutionProvider", "CPUExecutionProvider")
@@ -17,9 +22,29 @@ QUIET = 3
 """Errors only: which node runs where is of no interest to an operator."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class OrtGraph:
+    """A `Graph` over a session."""
+
+    session: Any
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+    def run(self, wanted: Sequence[str] | None, feeds: Arrays) -> list[npt.NDArray[Any]]:
+        """As the protocol says; runs of several threads share the session's threads."""
+        answers: list[npt.NDArray[Any]] = self.session.run(None if wanted is None else list(wanted), dict(feeds))
+        return answers
+
+
 def available() -> bool:
     """Whether onnxruntime is installed; does not import it."""
     return importlib.util.find_spec("onnxruntime") is not None
+
+
+def open_graph(path: Path, threads: int) -> OrtGraph:
+    """The network of a file. Raises WeightsError."""
+    session = open_session(path, threads)
+    return OrtGraph(session, _ports(session.get_inputs()), _ports(session.get_outputs()))
 
 
 def open_session(path: Path, threads: int) -> Any:
@@ -38,24 +63,22 @@ def open_session(path: Path, threads: int) -> Any:
         except Exception as error:  # the library's errors have no common parent
             if provider != PREFERRED[-1]:
                 continue
-            reason = " ".join(str(error).split())[:200]
-            raise WeightsError(f"{path} is no network that ONNX Runtime can open: {reason}") from error
+            raise WeightsError(f"{path} is no network that ONNX Runtime can open: {in_short(error)}") from error
         if session.get_providers()[0] == provider:
             return session
     raise WeightsError(f"this onnxruntime offers none of {', '.join(PREFERRED)}")
 
 
-def shape_of(session: Any, name: str) -> list[int | str | None]:
-    """The shape of an input or output; names and None stand for sizes that may vary. Raises WeightsError if there is none."""
-    for value in (*session.get_inputs(), *session.get_outputs()):
-        if value.name == name:
-            return list(value.shape)
-    raise WeightsError(f"the network has no {name}")
+def _ports(values: Any) -> tuple[Port, ...]:
+    """Of `get_inputs()` or `get_outputs()`; a size that varies is a name there, or None."""
+    return tuple(
+        Port(value.name, tuple(size if isinstance(size, int) else None for size in value.shape), _dtype(value.type))
+        for value in values
+    )
 
 
-def names_of(values: Any) -> tuple[str, ...]:
-    """The names of `session.get_inputs()` or `get_outputs()`."""
-    return tuple(value.name for value in values)
+def _dtype(name: str) -> str:
+    return {"tensor(float)": "float32", "tensor(float16)": "float16"}.get(name, name)
 
 
 def _options(threads: int) -> Any:

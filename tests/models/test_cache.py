@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from support.engines import cached
 
-from models.base import Embedding, ImageHWC
-from models.cache import EmbeddingCache
+from models.base import Embedding, ImageHWC, View
+from models.cache import SMALLS_MAX, EmbeddingCache
 
 IMAGE = np.zeros((1, 1, 3), dtype=np.uint8)
 WAIT_SECONDS = 10
@@ -31,71 +32,76 @@ class Counting:
     device: str = "cpu"
     first: Callable[[], None] = nothing
     calls: list[int] = field(default_factory=list)
+    shrunk: list[int] = field(default_factory=list)
 
-    def embed(self, image_hwc: ImageHWC) -> Embedding:
-        self.calls.append(1)
+    def shrink(self, image_hwc: ImageHWC) -> ImageHWC:
+        self.shrunk.append(1)
+        return image_hwc
+
+    def embed(self, smalls: Sequence[ImageHWC]) -> list[Embedding]:
+        self.calls.append(len(smalls))
         self.first()
-        return Embedding((1, 1), None, self.nbytes)
+        return [Embedding((1, 1), None, self.nbytes) for _ in smalls]
 
 
 def test_the_second_question_is_answered_without_computing() -> None:
     cache, model = EmbeddingCache(100), Counting()
-    first, second = cache.get(model, "a", IMAGE), cache.get(model, "a", IMAGE)
+    first, second = cached(cache, model, "a", IMAGE), cached(cache, model, "a", IMAGE)
     assert (first[1], second[1], first[0] is second[0], len(model.calls)) == (False, True, True, 1)
 
 
 def test_counters_tell_hits_misses_bytes_and_entries() -> None:
     cache, model = EmbeddingCache(100), Counting()
     for content_hash in "aab":
-        cache.get(model, content_hash, IMAGE)
+        cached(cache, model, content_hash, IMAGE)
     assert (cache.hits, cache.misses, cache.bytes, cache.entries) == (1, 2, 20, 2)
 
 
 def test_models_and_devices_do_not_share_an_embedding() -> None:
     cache = EmbeddingCache(100)
     models = [Counting(), Counting(model_id="n"), Counting(device="cuda:0")]
-    assert [cache.get(model, "a", IMAGE)[1] for model in models] == [False, False, False]
+    assert [cached(cache, model, "a", IMAGE)[1] for model in models] == [False, False, False]
 
 
 def test_the_least_recently_used_goes_first() -> None:
     cache, model = EmbeddingCache(20), Counting()
     for content_hash in "abac":
-        cache.get(model, content_hash, IMAGE)
-    assert [cache.get(model, content_hash, IMAGE)[1] for content_hash in "acb"] == [True, True, False]
+        cached(cache, model, content_hash, IMAGE)
+    assert [cached(cache, model, content_hash, IMAGE)[1] for content_hash in "acb"] == [True, True, False]
 
 
 def test_each_device_has_the_whole_budget() -> None:
     cache, here, there = EmbeddingCache(10), Counting(), Counting(device="cuda:0")
     for model in (here, there):
-        cache.get(model, "a", IMAGE)
-    assert [cache.get(model, "a", IMAGE)[1] for model in (here, there)] == [True, True]
+        cached(cache, model, "a", IMAGE)
+    assert [cached(cache, model, "a", IMAGE)[1] for model in (here, there)] == [True, True]
 
 
 def test_embeddings_of_sessions_outlive_those_of_tasks() -> None:
     cache, model = EmbeddingCache(20), Counting()
-    cache.get(model, "session", IMAGE, of_session=True)
+    cached(cache, model, "session", IMAGE, of_session=True)
     for content_hash in "abc":
-        cache.get(model, content_hash, IMAGE)
-    assert cache.get(model, "session", IMAGE)[1]
+        cached(cache, model, content_hash, IMAGE)
+    assert cached(cache, model, "session", IMAGE)[1]
 
 
 def test_an_embedding_larger_than_the_budget_is_given_but_not_kept() -> None:
     cache, small, large = EmbeddingCache(15), Counting(), Counting(nbytes=16)
-    cache.get(small, "a", IMAGE)
-    assert cache.get(large, "b", IMAGE)[0].nbytes == 16
-    assert (cache.entries, cache.get(small, "a", IMAGE)[1]) == (1, True)
+    cached(cache, small, "a", IMAGE)
+    assert cached(cache, large, "b", IMAGE)[0].nbytes == 16
+    assert (cache.entries, cached(cache, small, "a", IMAGE)[1]) == (1, True)
 
 
 def test_a_budget_of_nothing_keeps_nothing() -> None:
     cache, model = EmbeddingCache(0), Counting()
-    assert [cache.get(model, "a", IMAGE)[1] for _ in range(2)] == [False, False]
+    assert [cached(cache, model, "a", IMAGE)[1] for _ in range(2)] == [False, False]
 
 
 def test_an_image_can_be_forgotten() -> None:
     cache, model = EmbeddingCache(100), Counting()
-    cache.get(model, "a", IMAGE)
+    cached(cache, model, "a", IMAGE)
     cache.discard("a")
-    assert (cache.entries, cache.get(model, "a", IMAGE)[1]) == (0, False)
+    assert (cache.entries, cached(cache, model, "a", IMAGE)[1]) == (0, False)
 
 
 def test_threads_that_ask_for_the_same_image_compute_it_once() -> None:
@@ -103,7 +109,7 @@ def test_threads_that_ask_for_the_same_image_compute_it_once() -> None:
     cache = EmbeddingCache(100)
     model = Counting(first=lambda: until(lambda: cache.hits == 3))
     with ThreadPoolExecutor(4) as threads:
-        answers = list(threads.map(lambda _: cache.get(model, "a", IMAGE), range(4)))
+        answers = list(threads.map(lambda _: cached(cache, model, "a", IMAGE), range(4)))
     assert (len(model.calls), sorted(cached for _, cached in answers)) == (1, [False, True, True, True])
 
 
@@ -116,9 +122,9 @@ def test_another_image_does_not_wait_for_one_under_way() -> None:
 
     slow = Counting(first=wait)
     with ThreadPoolExecutor(1) as threads:
-        waiting = threads.submit(cache.get, slow, "a", IMAGE)
+        waiting = threads.submit(cached, cache, slow, "a", IMAGE)
         assert begun.wait(WAIT_SECONDS)
-        cache.get(Counting(), "b", IMAGE)
+        cached(cache, Counting(), "b", IMAGE)
         assert not waiting.done()
         go_on.set()
         assert waiting.result(WAIT_SECONDS)[1] is False
@@ -132,10 +138,10 @@ def test_a_failure_reaches_all_who_wait_and_leaves_nothing_behind() -> None:
         raise ValueError("no memory")
 
     with ThreadPoolExecutor(3) as threads:
-        asked = [threads.submit(cache.get, Counting(first=fail), "a", IMAGE) for _ in range(3)]
+        asked = [threads.submit(cached, cache, Counting(first=fail), "a", IMAGE) for _ in range(3)]
         errors = [future.exception(WAIT_SECONDS) for future in asked]
     assert [str(error) for error in errors] == ["no memory"] * 3
-    assert (cache.entries, cache.get(Counting(), "a", IMAGE)[1]) == (0, False)
+    assert (cache.entries, cached(cache, Counting(), "a", IMAGE)[1]) == (0, False)
 
 
 def test_a_failure_is_the_askers_own_exception() -> None:
@@ -143,7 +149,7 @@ def test_a_failure_is_the_askers_own_exception() -> None:
         raise MemoryError
 
     with pytest.raises(MemoryError):
-        EmbeddingCache(100).get(Counting(first=fail), "a", IMAGE)
+        cached(EmbeddingCache(100), Counting(first=fail), "a", IMAGE)
 
 
 def until(holds: Callable[[], bool]) -> None:
@@ -154,3 +160,38 @@ def until(holds: Callable[[], bool]) -> None:
             return
         turn.wait(0.001)
     raise AssertionError("it never came to hold")
+
+
+def test_images_that_come_together_are_computed_in_one_call_and_each_once() -> None:
+    cache, model = EmbeddingCache(100), Counting()
+    cached(cache, model, "a", IMAGE)
+    answers = cache.get(model, [View(content_hash, IMAGE) for content_hash in "abcb"])
+    assert ([known for _, known in answers], model.calls) == ([True, False, False, True], [1, 2])
+    assert answers[1][0] is answers[3][0]
+
+
+def test_an_image_is_shrunk_once_for_all_that_wait_for_it_and_not_at_all_when_it_is_known() -> None:
+    cache, model = EmbeddingCache(100), Counting()
+    views = [cache.view(model, content_hash, IMAGE) for content_hash in "aab"]
+    assert (len(model.shrunk), views[0].small is views[1].small) == (2, True)
+    cache.get(model, views)
+    assert cache.view(model, "a", IMAGE).small is None
+    assert len(model.shrunk) == 2
+
+
+def test_what_was_evicted_since_it_was_looked_at_is_shrunk_after_all() -> None:
+    cache, model = EmbeddingCache(10), Counting()
+    cached(cache, model, "a", IMAGE)
+    view = cache.view(model, "a", IMAGE)
+    cached(cache, model, "b", IMAGE)
+    assert (view.small, cache.get(model, [view])[0][1], len(model.shrunk)) == (None, False, 3)
+
+
+def test_shrunk_images_that_nobody_asks_for_again_are_few() -> None:
+    cache, model = EmbeddingCache(100), Counting()
+    for number in range(SMALLS_MAX + 1):
+        cache.view(model, str(number), IMAGE)
+    cache.view(model, str(SMALLS_MAX), IMAGE)
+    assert len(model.shrunk) == SMALLS_MAX + 1
+    cache.view(model, "0", IMAGE)
+    assert len(model.shrunk) == SMALLS_MAX + 2

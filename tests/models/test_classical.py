@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.kinds import never_stop
+from support.engines import embedded, everything, segmented
 from support.photos import COFFEE_BOX, FACE_POINT, photo
 
 from models.base import Embedding, EverythingOptions, ImageHWC, Mask, Prompt, StoppedError, pack
@@ -21,7 +21,7 @@ SIDES = st.integers(1, 60)
 
 @pytest.fixture(scope="module")
 def coffee() -> Embedding:
-    return ENGINE.embed(photo("coffee"))
+    return embedded(ENGINE, photo("coffee"))
 
 
 def scene(size: int = 800) -> tuple[ImageHWC, Mask]:
@@ -34,7 +34,7 @@ def scene(size: int = 800) -> tuple[ImageHWC, Mask]:
 
 
 def best(embedding: Embedding, prompt: Prompt, multimask: bool | None = None) -> Mask:
-    [masks] = ENGINE.segment(embedding, [prompt], multimask, never_stop)
+    [masks] = segmented(ENGINE, embedding, [prompt], multimask)
     return masks[0]
 
 
@@ -53,7 +53,7 @@ def test_a_clear_object_is_found_to_the_edge(size: int, way: str) -> None:
         "point": Prompt(points_xy=((0.35 * size, 0.5 * size),), labels=(1,)),
         "mask": Prompt(mask=rough),
     }
-    assert mask_iou(best(ENGINE.embed(image_hwc), prompts[way]), disc) > 0.95
+    assert mask_iou(best(embedded(ENGINE, image_hwc), prompts[way]), disc) > 0.95
 
 
 def test_the_cup_and_its_saucer_fill_their_box(coffee: Embedding) -> None:
@@ -63,7 +63,7 @@ def test_the_cup_and_its_saucer_fill_their_box(coffee: Embedding) -> None:
 
 
 def test_a_point_on_a_face_finds_no_more_than_the_head() -> None:
-    mask = best(ENGINE.embed(photo("astronaut")), Prompt(points_xy=(FACE_POINT,), labels=(1,)))
+    mask = best(embedded(ENGINE, photo("astronaut")), Prompt(points_xy=(FACE_POINT,), labels=(1,)))
     x0, _, x1, y1 = mask.box_xyxy
     assert x0 > 100
     assert x1 < 340
@@ -88,7 +88,7 @@ def test_foreground_points_are_inside_and_background_points_never(
     prompt = Prompt(
         points_xy=tuple((x, y) for x, y, _ in apart.values()), labels=tuple(int(label) for *_, label in apart.values())
     )
-    [masks] = ENGINE.segment(coffee, [prompt], True, never_stop)
+    [masks] = segmented(ENGINE, coffee, [prompt], True)
     assert all(inside(mask, x, y) == label for mask in masks for x, y, label in apart.values())
 
 
@@ -100,8 +100,8 @@ def test_a_background_point_holds_beside_a_box_too(coffee: Embedding) -> None:
 @pytest.mark.parametrize(("multimask", "count"), [(True, 3), (False, 1), (None, 1)])
 def test_multimask_gives_three_and_else_the_best_of_them(coffee: Embedding, multimask: bool | None, count: int) -> None:
     prompt = Prompt(points_xy=((280, 150),), labels=(1,))
-    [masks] = ENGINE.segment(coffee, [prompt], multimask, never_stop)
-    [three] = ENGINE.segment(coffee, [prompt], True, never_stop)
+    [masks] = segmented(ENGINE, coffee, [prompt], multimask)
+    [three] = segmented(ENGINE, coffee, [prompt], True)
     assert len(masks) == count
     assert masks[0].score == three[0].score == max(mask.score for mask in three)
 
@@ -110,7 +110,7 @@ def test_the_same_question_has_the_same_answer_on_every_thread(coffee: Embedding
     prompts = [Prompt(box_xyxy=COFFEE_BOX), Prompt(points_xy=((280, 150),), labels=(1,))]
 
     def answer(_: int) -> list[bytes]:
-        found = ENGINE.segment(ENGINE.embed(photo("coffee")), prompts, True, never_stop)
+        found = segmented(ENGINE, embedded(ENGINE, photo("coffee")), prompts, True)
         return [mask.bits.tobytes() for masks in found for mask in masks]
 
     with ThreadPoolExecutor(3) as threads:
@@ -120,8 +120,8 @@ def test_the_same_question_has_the_same_answer_on_every_thread(coffee: Embedding
 
 def test_the_order_of_prompts_does_not_matter(coffee: Embedding) -> None:
     one, other = Prompt(box_xyxy=COFFEE_BOX), Prompt(points_xy=((280, 150),), labels=(1,))
-    [[a], [b]] = ENGINE.segment(coffee, [one, other], None, never_stop)
-    [[d], [c]] = ENGINE.segment(coffee, [other, one], None, never_stop)
+    [[a], [b]] = segmented(ENGINE, coffee, [one, other], None)
+    [[d], [c]] = segmented(ENGINE, coffee, [other, one], None)
     assert (a.bits.tobytes(), b.bits.tobytes()) == (c.bits.tobytes(), d.bits.tobytes())
 
 
@@ -129,21 +129,21 @@ def test_the_order_of_prompts_does_not_matter(coffee: Embedding) -> None:
 @given(SIDES, SIDES, st.integers(0, 3))
 def test_images_of_any_size_and_content_have_an_answer(width: int, height: int, levels: int) -> None:
     noise_hwc = np.random.default_rng(levels).integers(0, levels + 1, (height, width, 3)) * 60
-    embedding = ENGINE.embed(noise_hwc.astype(np.uint8))
+    embedding = embedded(ENGINE, noise_hwc.astype(np.uint8))
     prompts = [Prompt(box_xyxy=(0, 0, width, height)), Prompt(points_xy=((width - 0.5, height - 0.5),), labels=(1,))]
-    found = ENGINE.segment(embedding, prompts, True, never_stop)
+    found = segmented(ENGINE, embedding, prompts, True)
     assert [len(masks) for masks in found] == [3, 3]
     assert all(mask.box_xyxy[2] <= width and mask.box_xyxy[3] <= height for masks in found for mask in masks)
 
 
 def test_an_embedding_knows_its_own_size() -> None:
-    embedding = ENGINE.embed(np.zeros((3000, 2000, 3), dtype=np.uint8))
+    embedding = embedded(ENGINE, np.zeros((3000, 2000, 3), dtype=np.uint8))
     sight_bytes = 1024 * 683 * 3
     assert sight_bytes < embedding.nbytes < 2 * sight_bytes
 
 
 def test_everything_comes_largest_first_and_respects_its_options(coffee: Embedding) -> None:
-    areas = [mask.area for mask in ENGINE.everything(coffee, EverythingOptions(points_per_side=4, min_mask_area=500), never_stop)]
+    areas = [mask.area for mask in everything(ENGINE, coffee, EverythingOptions(points_per_side=4, min_mask_area=500))]
     assert areas == sorted(areas, reverse=True)
     assert 3 <= len(areas) <= 16
     assert min(areas) >= 500
@@ -151,12 +151,12 @@ def test_everything_comes_largest_first_and_respects_its_options(coffee: Embeddi
 
 def test_everything_finds_the_objects_of_a_clear_scene() -> None:
     image_hwc, disc = scene()
-    masks = ENGINE.everything(ENGINE.embed(image_hwc), EverythingOptions(), never_stop)
+    masks = everything(ENGINE, embedded(ENGINE, image_hwc), EverythingOptions())
     assert max(mask_iou(mask, disc) for mask in masks) > 0.95
 
 
 def test_the_engine_claims_no_confidence_that_it_does_not_have(coffee: Embedding) -> None:
-    masks = ENGINE.everything(coffee, EverythingOptions(), never_stop)
+    masks = everything(ENGINE, coffee, EverythingOptions())
     assert {(mask.predicted_iou, mask.stability_score) for mask in masks} == {(None, None)}
     assert all(0 <= mask.score <= 1 for mask in masks)
 
@@ -170,5 +170,5 @@ def test_work_stops_between_objects(coffee: Embedding) -> None:
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        ENGINE.segment(coffee, [Prompt(box_xyxy=COFFEE_BOX)] * 5, None, stop)
+        segmented(ENGINE, coffee, [Prompt(box_xyxy=COFFEE_BOX)] * 5, None, stop)
     assert len(asked) == 2

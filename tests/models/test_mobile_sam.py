@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from support.checkpoints import SMALL_SIDE, engine, exported, needs_torch, network, save, small_sizes
-from support.kinds import never_stop
+from support.engines import cached, embedded, everything, segmented
 from support.photos import COFFEE_BOX, photo
 
 from models.base import EverythingOptions, ImageHWC, Mask, Prompt, StoppedError, pack
@@ -100,7 +100,7 @@ def test_the_encoder_is_that_of_torch_at_any_size(ours: MobileSam, reference: Mo
     small_hwc = torch.tensor(resized(noise(size_hw))).float()
     with torch.no_grad():
         expected = EncoderGraph(reference, small_sizes())(small_hwc).numpy()
-    assert np.abs(ours.embed(noise(size_hw)).data - expected).max() < 1e-3
+    assert np.abs(embedded(ours, noise(size_hw)).data - expected).max() < 1e-3
 
 
 @pytest.mark.parametrize("size_hw", ODD_SIZES)
@@ -116,8 +116,8 @@ def test_masks_are_those_of_torch_through_resizing_and_padding(
         points, labels = np.array([[0.1 * width, 0.2 * height], [x, y]]), [2, 3]
         prompt = Prompt(box_xyxy=(0.1 * width, 0.2 * height, x, y))
     logits, ious = predicted(reference, noise(size_hw), points, labels)
-    embedding = ours.embed(noise(size_hw))
-    [[single], [*three]] = (ours.segment(embedding, [prompt], multimask, never_stop)[0] for multimask in (False, True))
+    embedding = embedded(ours, noise(size_hw))
+    [[single], [*three]] = (segmented(ours, embedding, [prompt], multimask)[0] for multimask in (False, True))
     expected = [(logits[0], ious[0]), *sorted(zip(logits[1:], ious[1:], strict=True), key=lambda pair: -pair[1])]
     for mask, (logits_hw, iou) in zip([single, *three], expected, strict=True):
         assert mask.score == pytest.approx(min(float(iou), 1), abs=1e-3)
@@ -127,48 +127,48 @@ def test_masks_are_those_of_torch_through_resizing_and_padding(
 @pytest.mark.parametrize("multimask", [None, False, True])
 def test_prompts_in_one_call_are_answered_as_each_alone(ours: MobileSam, multimask: bool | None) -> None:
     together = replace(ours, contract=replace(ours.contract, objects_max=4))
-    embedding = ours.embed(photo("coffee"))
+    embedding = embedded(ours, photo("coffee"))
     prompts = [*PROMPTS, BOX, POINT]
-    batched = together.segment(embedding, prompts, multimask, never_stop)
+    batched = segmented(together, embedding, prompts, multimask)
     for prompt, found in zip(prompts, batched, strict=True):
-        [alone] = ours.segment(embedding, [prompt], multimask, never_stop)
+        [alone] = segmented(ours, embedding, [prompt], multimask)
         assert len(found) == len(alone) == (3 if multimask else 1)
         assert all(alike(a, b) for a, b in zip(found, alone, strict=True))
 
 
 def test_a_lone_click_gets_the_best_of_three_and_all_else_the_mask_for_clear_prompts(ours: MobileSam) -> None:
-    embedding = ours.embed(photo("coffee"))
+    embedding = embedded(ours, photo("coffee"))
     for prompt in PROMPTS:
-        [[auto]] = ours.segment(embedding, [prompt], None, never_stop)
-        [[single]] = ours.segment(embedding, [prompt], False, never_stop)
-        [three] = ours.segment(embedding, [prompt], True, never_stop)
+        [[auto]] = segmented(ours, embedding, [prompt], None)
+        [[single]] = segmented(ours, embedding, [prompt], False)
+        [three] = segmented(ours, embedding, [prompt], True)
         assert alike(auto, three[0] if prompt is POINT else single)
         assert [mask.score for mask in three] == sorted((mask.score for mask in three), reverse=True)
 
 
 def test_every_part_of_a_prompt_counts(ours: MobileSam) -> None:
-    embedding = ours.embed(photo("coffee"))
-    found = [ours.segment(embedding, [prompt], False, never_stop)[0][0].score for prompt in PROMPTS]
+    embedding = embedded(ours, photo("coffee"))
+    found = [segmented(ours, embedding, [prompt], False)[0][0].score for prompt in PROMPTS]
     assert len(set(found)) == len(PROMPTS)
 
 
 def test_a_kept_embedding_answers_as_a_fresh_one(ours: MobileSam) -> None:
     cache = EmbeddingCache(10_000_000)
-    first, second = (cache.get(ours, "hash", photo("coffee")) for _ in range(2))
+    first, second = (cached(cache, ours, "hash", photo("coffee")) for _ in range(2))
     assert (first[1], second[1]) == (False, True)
-    [[kept]] = ours.segment(second[0], [BOX], None, never_stop)
-    [[fresh]] = ours.segment(ours.embed(photo("coffee")), [BOX], None, never_stop)
+    [[kept]] = segmented(ours, second[0], [BOX], None)
+    [[fresh]] = segmented(ours, embedded(ours, photo("coffee")), [BOX], None)
     assert kept.bits.tobytes() == fresh.bits.tobytes()
 
 
 def test_an_embedding_is_a_value_that_nobody_changes(ours: MobileSam) -> None:
-    embedding = ours.embed(photo("coffee"))
+    embedding = embedded(ours, photo("coffee"))
     assert (embedding.size_hw, embedding.nbytes, embedding.data.flags.writeable) == ((400, 600), 32 * 16 * 16 * 4, False)
 
 
 def test_one_engine_serves_many_threads(ours: MobileSam) -> None:
     def answer(_: int) -> bytes:
-        [[mask]] = ours.segment(ours.embed(photo("coffee")), [BOX], None, never_stop)
+        [[mask]] = segmented(ours, embedded(ours, photo("coffee")), [BOX], None)
         return mask.bits.tobytes()
 
     with ThreadPoolExecutor(3) as threads:
@@ -176,20 +176,20 @@ def test_one_engine_serves_many_threads(ours: MobileSam) -> None:
 
 
 def test_everything_is_the_click_of_every_point_of_the_grid(ours: MobileSam) -> None:
-    embedding = ours.embed(photo("coffee"))
+    embedding = embedded(ours, photo("coffee"))
     options = EverythingOptions(points_per_side=2, pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=1)
-    found = ours.everything(embedding, options, never_stop)
+    found = everything(ours, embedding, options)
     prompts = [Prompt(points_xy=((x, y),), labels=(1,)) for y in (100, 300) for x in (150, 450)]
-    clicked = [mask for masks in ours.segment(embedding, prompts, True, never_stop) for mask in masks]
+    clicked = [mask for masks in segmented(ours, embedding, prompts, True) for mask in masks]
     assert len(found) == len(clicked) == 12
     assert all(any(mask_iou(mask, other) > 0.99 for other in clicked) for mask in found)
 
 
 def test_work_stops_between_objects_and_between_clicks(ours: MobileSam) -> None:
-    embedding = ours.embed(photo("coffee"))
+    embedding = embedded(ours, photo("coffee"))
     works: list[Callable[[Callable[[], None]], object]] = [
-        lambda stop: ours.segment(embedding, [BOX] * 9, None, stop),
-        lambda stop: ours.everything(embedding, EverythingOptions(), stop),
+        lambda stop: segmented(ours, embedding, [BOX] * 9, None, stop),
+        lambda stop: everything(ours, embedding, EverythingOptions(), stop),
     ]
     for work in works:
         asked = []
@@ -217,10 +217,10 @@ def test_a_normalised_square_is_another_contract_and_the_same_answer(ours: Mobil
             opset_version=17,
             dynamo=False,
         )
-    other = load(encoder, exported() / DECODER_FILE, 1)
+    other = load(encoder, exported() / DECODER_FILE, 1, "onnxruntime")
     assert (ours.contract.raw, other.contract.raw, other.contract.side) == (True, False, SMALL_SIDE)
     for size_hw in ODD_SIZES:
-        assert np.abs(other.embed(noise(size_hw)).data - ours.embed(noise(size_hw)).data).max() < 1e-3
+        assert np.abs(embedded(other, noise(size_hw)).data - embedded(ours, noise(size_hw)).data).max() < 1e-3
 
 
 @pytest.fixture

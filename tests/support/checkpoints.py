@@ -84,10 +84,10 @@ def exported(full: bool = False) -> Path:
 
 
 @cache
-def engine(full: bool = False, threads: int = 1) -> Any:
-    """The production engine over those files."""
+def engine(full: bool = False, threads: int = 1, runtime: str = "onnxruntime") -> Any:
+    """The production engine over those files; its runtime is the one that is everywhere, unless a test is about another."""
     from models.mobile_sam import load
     from models.weights import DECODER_FILE, ENCODER_FILE
 
     folder = exported(full)
-    return load(folder / ENCODER_FILE, folder / DECODER_FILE, threads)
+    return load(folder / ENCODER_FILE, folder / DECODER_FILE, threads, runtime)
