@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
@@ -31,62 +32,112 @@ class WeightsError(Exception):
     """Weights that cannot be had or used; the message is for the operator."""
 
 
+class AbsentError(WeightsError):
+    """The hub has the repository but no such file."""
+
+
 @dataclass(frozen=True, slots=True)
 class WeightsFile:
     """One file of a network: its name here, its place on the hub, and what is known of it beforehand.
 
-    Where `sha256` is None, the hub's own checksum of the pinned revision counts.
+    Where `sha256` is None, the hub's own checksum of the revision counts, if it has one. An `optional` file may be absent there.
+    `instead` names the setting that may point to the files, for those that the hub does not give to everyone.
     """
 
     name: str
     repo: str
-    revision: str
+    revision: str = "main"
     size_bytes: int | None = None
     sha256: str | None = None
+    optional: bool = False
+    instead: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A network whose files can be pulled. `engine` is what the files serve once they are there, if anything at once."""
+    """A network whose files can be pulled. `engine` is what the files serve once they are there, if anything at once.
+
+    `folder` is its own inside the weights folder. `megabytes` says about how much there is to fetch.
+    """
 
     name: str
     engine: str | None
     purpose: str
     licence: str
     files: tuple[WeightsFile, ...]
+    folder: str = ""
+    megabytes: int = 0
 
 
+MOBILE_SAM_REVISION = "0d3b403339b4674a82493d5e97964dd78089ddc8"
+SAM3, SAM2, SAM2_SMALL = "facebook/sam3", "facebook/sam2.1-hiera-large", "facebook/sam2.1-hiera-small"
+SAM3_PATH = "SAM3_WEIGHTS_PATH"
+# Since small files come first, what is missing there is known before gigabytes are fetched.
 NETWORKS = (
     Network(
         "mobile-sam",
         "mobilesam",
-        "visual, everything on CPU",
+        "visual, everything",
         "Apache-2.0",
         (
             WeightsFile(
                 ENCODER_FILE,
                 "Acly/MobileSAM",
-                "0d3b403339b4674a82493d5e97964dd78089ddc8",
+                MOBILE_SAM_REVISION,
                 28_157_093,
                 "580f5fb648ea1062c0aabc26217aed56921985f03f0cbbd852bba81d760cc749",
             ),
-            WeightsFile(DECODER_FILE, "Acly/MobileSAM", "0d3b403339b4674a82493d5e97964dd78089ddc8"),
+            WeightsFile(DECODER_FILE, "Acly/MobileSAM", MOBILE_SAM_REVISION),
         ),
+        megabytes=45,
+    ),
+    Network(
+        "sam3",
+        "sam3",
+        "concept, visual, everything",
+        "SAM, gated",
+        (
+            WeightsFile("config.json", SAM3, instead=SAM3_PATH),
+            WeightsFile("tokenizer.json", SAM3, instead=SAM3_PATH),
+            WeightsFile("tokenizer_config.json", SAM3, optional=True, instead=SAM3_PATH),
+            WeightsFile("special_tokens_map.json", SAM3, optional=True, instead=SAM3_PATH),
+            WeightsFile("vocab.json", SAM3, optional=True, instead=SAM3_PATH),
+            WeightsFile("merges.txt", SAM3, optional=True, instead=SAM3_PATH),
+            WeightsFile("processor_config.json", SAM3, optional=True, instead=SAM3_PATH),
+            WeightsFile("model.safetensors", SAM3, instead=SAM3_PATH),
+        ),
+        folder="sam3",
+        megabytes=3440,
+    ),
+    Network(
+        "sam2",
+        "sam2",
+        "visual, everything",
+        "Apache-2.0",
+        (WeightsFile("config.json", SAM2), WeightsFile("model.safetensors", SAM2)),
+        folder="sam2",
+        megabytes=898,
+    ),
+    Network(
+        "sam2-small",
+        "sam2",
+        "visual, everything",
+        "Apache-2.0",
+        (WeightsFile("config.json", SAM2_SMALL), WeightsFile("model.safetensors", SAM2_SMALL)),
+        folder="sam2-small",
+        megabytes=184,
     ),
     Network(
         "mobile-sam-checkpoint",
         None,
-        "what `maskd weights export` starts from",
+        "weights export",
         "Apache-2.0",
         (
             WeightsFile(
-                CHECKPOINT_FILE,
-                "dhkim2810/MobileSAM",
-                "main",
-                None,
-                "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+                CHECKPOINT_FILE, "dhkim2810/MobileSAM", sha256="6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f"
             ),
         ),
+        megabytes=41,
     ),
 )
 
@@ -118,28 +169,42 @@ def network(name: str) -> Network:
     raise WeightsError(f"there is no network {name}; there are: {', '.join(each.name for each in NETWORKS)}")
 
 
+def found(wanted: Network, folder: Path) -> Path | None:
+    """Where in the weights folder a network's files lie, whole or not; None unless all that it needs are there."""
+    own = folder / wanted.folder
+    return own if all((own / file.name).is_file() for file in wanted.files if not file.optional) else None
+
+
 def in_place(wanted: Network, folder: Path) -> bool:
-    """Whether every file of a network lies in the folder, whole or not."""
-    return all((folder / file.name).is_file() for file in wanted.files)
+    """Whether every file that a network needs lies in the weights folder, whole or not."""
+    return found(wanted, folder) is not None
+
+
+def how_to_get(name: str, folder: Path) -> str:
+    """What to tell an operator whose weights folder lacks a network."""
+    wanted = network(name)
+    missing = f"{name} has no weights in {folder / wanted.folder}; run: maskd weights pull {name}"
+    repo, instead = wanted.files[0].repo, wanted.files[0].instead
+    return missing if instead is None else f"{missing} (after this: {_access(repo)}), or set {instead} to where the files lie"
 
 
 def state(path: Path) -> State:
     """What there is of a file; reads all of it."""
     if not path.is_file():
         return State.MISSING
-    noted = _noted(path)
-    if noted is None:
+    wanted = noted(path)
+    if wanted is None:
         return State.UNCHECKED
-    return State.WHOLE if sha256_of(path) == noted else State.DAMAGED
+    return State.WHOLE if sha256_of(path) == wanted else State.DAMAGED
 
 
 def check(path: Path) -> str:
     """The SHA-256 of a file that is what its checksum says, or has none. Raises WeightsError."""
     if not path.is_file():
         raise WeightsError(f"{path} is missing")
-    found, noted = sha256_of(path), _noted(path)
-    if noted is not None and found != noted:
-        raise WeightsError(f"{path} is damaged or not the file that was fetched: SHA-256 {found}, not {noted}")
+    found, wanted = sha256_of(path), noted(path)
+    if wanted is not None and found != wanted:
+        raise WeightsError(f"{path} is damaged or not the file that was fetched: SHA-256 {found}, not {wanted}")
     return found
 
 
@@ -149,9 +214,37 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def noted(path: Path) -> str | None:
+    """The checksum beside a file; None when there is none."""
+    note = _note_of(path)
+    found = SHA256.match(note.read_text(encoding="ascii", errors="replace")) if note.is_file() else None
+    return None if found is None else found.group()
+
+
 def record(path: Path, sha256: str) -> None:
     """Note a file's checksum beside it, as `sha256sum -c` reads it."""
     _note_of(path).write_text(f"{sha256}  {path.name}\n", encoding="ascii")
+
+
+def pull_network(
+    name: str,
+    folder: Path,
+    *,
+    token: str | None = None,
+    endpoint: str | None = None,
+    progress: Callable[[str, int, int | None], None] = lambda file, done, total: None,
+) -> Path:
+    """The folder with all files of a network, fetched into the weights folder unless they are there; `progress` hears the name
+    of each and as `Progress` what is there of it. Raises WeightsError."""
+    wanted = network(name)
+    own = folder / wanted.folder
+    for file in wanted.files:
+        try:
+            pull(file, own, token=token, endpoint=endpoint, progress=partial(progress, file.name))
+        except AbsentError:
+            if not file.optional:
+                raise
+    return own
 
 
 def pull(
@@ -168,7 +261,7 @@ def pull(
     Raises WeightsError when the hub cannot be reached or refuses, the time is over, or the checksum is wrong.
     """
     path = folder / file.name
-    if state(path) is State.WHOLE and file.sha256 in (None, _noted(path)):
+    if state(path) is State.WHOLE and file.sha256 in (None, noted(path)):
         return path
     until = None if seconds_max is None else time.monotonic() + seconds_max
     try:
@@ -177,7 +270,7 @@ def pull(
     except WeightsError:
         raise
     except Exception as error:  # the client raises errors of its own, of the transport and of the system
-        raise WeightsError(_refusal(file, error)) from error
+        raise _refusal(file, error) from error
     wanted = file.sha256 or (facts.etag if SHA256.fullmatch(facts.etag) else None)
     found = sha256_of(part)
     if wanted is not None and found != wanted:
@@ -245,28 +338,31 @@ def _empty(target: BinaryIO) -> None:
     target.seek(0)
 
 
-def _refusal(file: WeightsFile, error: Exception) -> str:
+def _refusal(file: WeightsFile, error: Exception) -> WeightsError:
     """A sentence for what the client raised; never an address, which may hold a signature."""
     import httpx
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RemoteEntryNotFoundError, RepositoryNotFoundError
 
-    if isinstance(error, GatedRepoError):
-        return f"the hub gives {file.repo} only to those who asked for access there: ask, then set HF_TOKEN"
+    by_hand = "" if file.instead is None else f", or set {file.instead} to where the files lie"
+    status = error.response.status_code if isinstance(error, HfHubHTTPError | httpx.HTTPStatusError) else None
+    if isinstance(error, RemoteEntryNotFoundError):
+        return AbsentError(f"there is no {file.name} in {file.repo} on the hub")
+    if isinstance(error, GatedRepoError) or (file.instead is not None and status in (401, 403)):
+        return WeightsError(f"the hub does not give {file.repo} to everyone: {_access(file.repo)}{by_hand}")
     if isinstance(error, RepositoryNotFoundError):
-        return f"the hub knows no {file.repo}, or HF_TOKEN may not see it"
-    if isinstance(error, HfHubHTTPError | httpx.HTTPStatusError):
-        return f"the hub refuses {file.name} of {file.repo} (HTTP {error.response.status_code})"
-    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
-        return f"{file.name} cannot be written: {error.strerror}"
-    return f"the hub cannot be reached ({type(error).__name__})"
+        return WeightsError(f"the hub knows no {file.repo}, or HF_TOKEN may not see it")
+    if status is not None:
+        return WeightsError(f"the hub refuses {file.name} of {file.repo} (HTTP {status})")
+    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+        return WeightsError(f"{file.name} cannot be written: {error.strerror}")
+    return WeightsError(f"the hub cannot be reached ({type(error).__name__}){by_hand and f': try later{by_hand}'}")
+
+
+def _access(repo: str) -> str:
+    return (
+        f"request access at https://huggingface.co/{repo}, create a token at https://huggingface.co/settings/tokens, set HF_TOKEN"
+    )
 
 
 def _note_of(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
-
-
-def _noted(path: Path) -> str | None:
-    """The checksum beside a file; None when there is none."""
-    note = _note_of(path)
-    found = SHA256.match(note.read_text(encoding="ascii", errors="replace")) if note.is_file() else None
-    return None if found is None else found.group()

@@ -3,38 +3,50 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.filesize import decimal
+from rich.table import Column, Table
 
 from daemon.config import weights_settings
 from daemon.progress import Transfers
 from models import weights
-from models.weights import NETWORKS, WeightsError
+from models.cpu_choice import EXACT
+from models.weights import NETWORKS, Network, Progress, State, WeightsError, WeightsFile
 
 NEEDED = ("torch", "onnx")
+COLOURS = {"in place": "green", "missing": "dim", "damaged": "red"}
 
 app = typer.Typer(no_args_is_help=True, help="The networks' files: list, fetch, export.")
 
 
 @app.command("list")
 def list_() -> None:
-    """Every file that maskd knows, and whether it is here, whole and ready."""
+    """Every network that maskd knows, what it serves, and whether its files are here and whole; in a pipe, every file."""
     folder, _ = weights_settings()
-    rows = [(net, file, weights.state(folder / file.name)) for net in NETWORKS for file in net.files]
     console = Console()
     if not console.is_terminal:
-        for net, file, state in rows:
-            typer.echo("\t".join((net.name, file.name, str(state), file.repo, net.licence)))
+        for net in NETWORKS:
+            for file, state in _states(net, folder):
+                told = f"{state}, optional" if file.optional and state is State.MISSING else str(state)
+                typer.echo("\t".join((net.name, str(Path(net.folder) / file.name), told, file.repo, net.licence)))
         return
-    table = Table("network", "file", "state", "from", "licence", "serves", box=None, padding=(0, 2, 0, 0))
-    for net, file, state in rows:
-        table.add_row(net.name, file.name, str(state), file.repo, net.licence, net.purpose)
+    columns = (Column("network", no_wrap=True), "engine", "serves", Column("size", justify="right", no_wrap=True), "licence")
+    table = Table(*columns, Column("state", no_wrap=True), box=None, padding=(0, 2, 0, 0))
+    notes = []
+    with console.status("reading what is there"):
+        for net in NETWORKS:
+            word, files = _altogether(_states(net, folder))
+            size = decimal(net.megabytes * 1_000_000, precision=1 if net.megabytes > 1000 else 0)
+            table.add_row(net.name, net.engine or "", net.purpose, size, net.licence, f"[{COLOURS.get(word, 'yellow')}]{word}")
+            notes += [f"{net.name} is {word}: {', '.join(files)}"] if files else []
     console.print(table)
-    console.print(f"\nin {folder.absolute()}", highlight=False, soft_wrap=True)
+    for note in (*notes, f"in {folder.absolute()}; to fetch one: maskd weights pull NETWORK"):
+        console.print(f"\n{note}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -44,12 +56,20 @@ def pull(
 ) -> None:
     """Fetch a network's files from the hub, checked; goes on where an earlier try stopped."""
     folder, token = weights_settings()
-    folder = into or folder
+    wanted = weights.network(name)
+    bars: dict[str, Progress] = {}
     with Transfers(Console(stderr=True)) as transfers:
-        for file in weights.network(name).files:
-            secret = None if token is None else token.get_secret_value()
-            path = weights.pull(file, folder, token=secret, progress=transfers.file(file.name))
-            typer.echo(f"{path}  {weights.check(path)}")
+
+        def progress(file: str, done: int, total: int | None) -> None:
+            if file not in bars:  # not before it comes: what is in place needs none
+                bars[file] = transfers.file(file)
+            bars[file](done, total)
+
+        secret = None if token is None else token.get_secret_value()
+        own = weights.pull_network(name, into or folder, token=secret, progress=progress)
+    for path in (own / file.name for file in wanted.files):
+        if path.is_file():
+            typer.echo(f"{path}  {weights.noted(path)}")
 
 
 @app.command()
@@ -72,6 +92,23 @@ def export(
     from models import export_mobile_sam, mobile_sam
 
     encoder, decoder = export_mobile_sam.export(checkpoint, into or folder)
-    mobile_sam.load(encoder, decoder, threads=1)
+    mobile_sam.load(encoder, decoder, threads=1, runtime=EXACT)
     for path in (encoder, decoder):
         typer.echo(f"{path}  {weights.check(path)}")
+
+
+def _states(net: Network, folder: Path) -> list[tuple[WeightsFile, State]]:
+    """The files of a network and what there is of each; reads them all."""
+    return [(file, weights.state(folder / net.folder / file.name)) for file in net.files]
+
+
+def _altogether(states: Sequence[tuple[WeightsFile, State]]) -> tuple[str, list[str]]:
+    """What there is of a network, in a word, and the files that keep it from being in place."""
+    damaged = [file.name for file, state in states if state is State.DAMAGED]
+    missing = [file.name for file, state in states if state is State.MISSING and not file.optional]
+    if damaged:
+        return "damaged", damaged
+    if missing:
+        begun = any(state is not State.MISSING for _, state in states)
+        return ("incomplete", missing) if begun else ("missing", [])
+    return "unchecked" if any(state is State.UNCHECKED for _, state in states) else "in place", []

@@ -12,17 +12,27 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass(slots=True, eq=False)
 class Hub:
-    """What it holds by path, and what it was asked. `breaks_after` ends each answer after so many bytes."""
+    """What it holds by name, and what it was asked. `breaks_after` ends each answer after so many bytes; `gate` is the only token
+    that is let in, if there is one."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     address: str = ""
     status: int = 200
     error_code: str = ""
+    gate: str | None = None
     breaks_after: int | None = None
     takes_ranges: bool = True
     announced: str | None = None
     ranges: list[str | None] = field(default_factory=list)
     tokens: set[str | None] = field(default_factory=set)
+
+    def refusal(self, name: str, authorization: str | None) -> tuple[int, str] | None:
+        """Status and code of the error that a request gets, as the real hub words them."""
+        if self.status != 200:
+            return self.status, self.error_code
+        if self.gate is not None and authorization != f"Bearer {self.gate}":
+            return 401 if authorization is None else 403, "GatedRepo"
+        return None if name in self.files else (404, "EntryNotFound")
 
 
 @contextmanager
@@ -44,15 +54,15 @@ def hub() -> Iterator[Hub]:
             self._answer(None)
 
         def _answer(self, instead: bytes | None) -> None:
-            held.tokens.add(self.headers.get("Authorization"))
-            data = held.files.get(self.path.rpartition("/")[2])
-            status = held.status if data is not None else 404
-            body = data if status == 200 and data is not None else b""
+            authorization, name = self.headers.get("Authorization"), self.path.rpartition("/")[2]
+            held.tokens.add(authorization)
+            status, code = held.refusal(name, authorization) or (200, "")
+            body = held.files[name] if status == 200 else b""
             asked = self.headers.get("Range") if held.takes_ranges else None
-            first = int((asked or "bytes=0-").removeprefix("bytes=").partition("-")[0])
-            self.send_response(206 if status == 200 and first else status)
-            if held.error_code:
-                self.send_header("X-Error-Code", held.error_code)
+            first = int((asked or "bytes=0-").removeprefix("bytes=").partition("-")[0]) if body else 0
+            self.send_response(206 if first else status)
+            if code:
+                self.send_header("X-Error-Code", code)
             if first:
                 self.send_header("Content-Range", f"bytes {first}-{len(body) - 1}/{len(body)}")
             self.send_header("ETag", f'"{held.announced or hashlib.sha256(body).hexdigest()}"')
