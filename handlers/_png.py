@@ -11,13 +11,14 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
 from models.base import Mask
 
 Colour = tuple[int, int, int]
-Ids = npt.NDArray[np.uint8] | npt.NDArray[np.uint32]
+Ids = npt.NDArray[np.uint8] | npt.NDArray[np.int32]
 Bytes = npt.NDArray[np.uint8]
 
 INDEXED_MAX = 255
@@ -38,13 +39,14 @@ def mask_png(masks: Sequence[Mask], palette: Sequence[Colour], size_wh: tuple[in
 
 
 def painted(masks: Sequence[Mask], size_wh: tuple[int, int]) -> Ids:
-    """The id of the smallest mask at each pixel, 0 where there is none; uint8 up to 255 masks, else uint32."""
-    dtype = np.uint8 if len(masks) <= INDEXED_MAX else np.uint32
+    """The id of the smallest mask at each pixel, 0 where there is none; uint8 up to 255 masks, else int32."""
+    dtype = np.uint8 if len(masks) <= INDEXED_MAX else np.int32
     ids_hw: npt.NDArray[Any] = np.zeros((size_wh[1], size_wh[0]), dtype=dtype)
     areas = [mask.area for mask in masks]
     for index in sorted(range(len(masks)), key=lambda index: -areas[index]):
         x0, y0, x1, y1 = masks[index].box_xyxy
-        ids_hw[y0:y1, x0:x1][masks[index].crop_hw()] = index + 1
+        crop_hw = masks[index].crop_hw()
+        cv2.copyTo(np.full(crop_hw.shape, index + 1, dtype=dtype), crop_hw.view(np.uint8), ids_hw[y0:y1, x0:x1])
     return ids_hw
 
 

@@ -68,7 +68,7 @@ def test_run_lengths_are_those_of_pycocotools(mask_hw: MaskHW, offset_xy: tuple[
 def test_run_lengths_read_back_are_the_mask(mask_hw: MaskHW, offset_xy: tuple[int, int], margin: int) -> None:
     image_hw = placed(mask_hw, offset_xy, margin)
     height, width = image_hw.shape
-    for rle in (coco_rle(image_hw), {"size": [height, width], "counts": counts_of(pack(image_hw), (width, height))}):
+    for rle in (coco_rle(image_hw), {"size": [height, width], "counts": counts_of(pack(image_hw), (width, height)).tolist()}):
         mask = mask_of(rle, (width, height))
         assert (mask.window_hw((0, 0, width, height)) == image_hw).all()
 
@@ -175,7 +175,7 @@ def test_labels_that_would_not_fit_are_cut_to_the_best_with_a_warning() -> None:
     assert f"the {len(many.labels)} best of 1000" in many.metadata["warnings"][0]
 
 
-def test_100_masks_at_12_megapixels_need_less_than_100_megabytes() -> None:
+def test_100_masks_at_12_megapixels_need_less_than_40_megabytes() -> None:
     ys, xs = np.ogrid[:800, :800]
     disc_hw = (xs - 400) ** 2 + (ys - 400) ** 2 <= 400**2
     masks = [pack(disc_hw, (k % 10 * 350, k // 10 * 240)) for k in range(100)]
@@ -185,7 +185,7 @@ def test_100_masks_at_12_megapixels_need_less_than_100_megabytes() -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < 100e6
+    assert peak < 40e6
 
 
 def test_ids_need_a_byte_a_pixel_up_to_255_masks() -> None:
