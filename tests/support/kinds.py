@@ -7,7 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from support.checkpoints import engine as mobile_sam
+from support.engines import never_stop
 from support.photos import photo
+from support.sam2_checkpoints import engine as sam2
+from support.sam3_checkpoints import engine as sam3
 
 from handlers.base import Handler, Job, Limits, Request, Result, SourceImage
 from models.base import Models
@@ -22,16 +25,19 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
             {"points": [{"x": 280, "y": 150}, [10, 390, 0]]},
         ]
     },
-    "segment_everything": {"min_mask_area": 200, "box_nms_thresh": 0.6},
+    "segment_concept": {"texts": ["cup", "spoon"], "threshold": 0.3},
+    "segment_everything": {"min_mask_area": 50, "box_nms_thresh": 0.6, "points_per_side": 8, "stability_score_thresh": 0.3},
 }
 """Per kind the params of a task on coffee.jpg (600 x 400)."""
 
-ENGINES = ("classical", "mobilesam", "mock")
-MAKERS: Mapping[str, Callable[[], Any]] = {"classical": Classical, "mobilesam": mobile_sam, "mock": Mock}
-
-
-def never_stop() -> None:
-    """A Stop of work that everybody waits for."""
+MAKERS: Mapping[str, Callable[[], Any]] = {
+    "classical": Classical,
+    "mobilesam": mobile_sam,
+    "sam2": sam2,
+    "sam3": sam3,
+    "mock": Mock,
+}
+ENGINES = tuple(MAKERS)
 
 
 def source(name: str = "coffee") -> SourceImage:
@@ -43,7 +49,7 @@ def source(name: str = "coffee") -> SourceImage:
 def models_of(engine: str, bytes_max: int = 100_000_000) -> Models:
     """One engine in all roles that it has, with a cache of its own."""
     model = MAKERS[engine]()
-    return Models(EmbeddingCache(bytes_max), visual=model, everything=model)
+    return Models(EmbeddingCache(bytes_max), visual=model, everything=model, concept=model if hasattr(model, "find") else None)
 
 
 def job_of(handler: Handler, params: Mapping[str, Any], text: str | None = None, name: str = "coffee") -> Job:
@@ -54,7 +60,7 @@ def job_of(handler: Handler, params: Mapping[str, Any], text: str | None = None,
 
 def answers(handler: Handler, jobs: Sequence[Job], models: Models) -> Sequence[Any]:
     """What `run` says to these jobs, in one batch."""
-    return handler.run([handler.prepare(job) for job in jobs], models, never_stop)
+    return handler.run([handler.prepare(job, models) for job in jobs], models, never_stop)
 
 
 def done(handler: Handler, job: Job, models: Models) -> Result:
