@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import structlog
 
@@ -37,6 +37,7 @@ class Claimer:
         self._gate = gate
         self._claim_max = claim_max
         self._starved = False
+        self._turn = 0
         self._announce: Callable[[], Awaitable[None]]
         held.on_leave = self._room_came_free
 
@@ -53,12 +54,12 @@ class Claimer:
             self._starved = False
             found, more, suspects = False, False, False
             due: float | None = None
-            for pool in pools:
-                room = min(pool.room(self._held.count(pool.name)), self._claim_max)
+            for pool, kinds in turns(pools, self._turn):
+                room = min(pool.room(kinds, self._held.kinds(pool.name)), self._claim_max)
                 if room == 0:
                     self._starved = True
                     continue
-                claimed = await self._ask(self._store.claim, pool, room)
+                claimed = await self._ask(self._store.claim, kinds, room)
                 found, suspects = found or bool(claimed.tasks), suspects or claimed.suspects
                 due = min((each for each in (due, claimed.next_due_seconds) if each is not None), default=None)
                 works = self._hold(pool, claimed)
@@ -67,6 +68,7 @@ class Claimer:
                     asyncio.get_running_loop().call_soon(admit, works)
                 else:
                     admit(works)
+            self._turn += 1
             if suspects:
                 await self._isolate(pools, admit, announce)
             elif not more:
@@ -80,7 +82,7 @@ class Claimer:
         """Run suspects with nothing else in this process, so that a death is theirs alone; the database hears of it first."""
         await self._held.empty()
         for pool in pools:
-            claimed = await self._ask(self._store.claim_suspects, pool, pool.capacity)
+            claimed = await self._ask(self._store.claim_suspects, pool.kinds, pool.capacity)
             works = self._hold(pool, claimed)
             if not works:
                 continue
@@ -91,13 +93,13 @@ class Claimer:
             admit(works)
             await self._held.empty()
 
-    async def _ask(self, call: Ask, pool: Pool, most: int) -> Claimed:
+    async def _ask(self, call: Ask, kinds: Sequence[str], most: int) -> Claimed:
         token = str(uuid.uuid4())
         self._held.open_tokens.add(token)
         try:
             while True:
                 try:
-                    return await call(self._worker, token, pool.kinds, most)
+                    return await call(self._worker, token, kinds, most)
                 except AWAY as error:
                     self._gate.shut("database", str(error))
                     await self._gate.opened_for("database")
@@ -117,3 +119,12 @@ class Claimer:
     def _room_came_free(self) -> None:
         if self._starved:
             self._wake.ring("slot")
+
+
+def turns(pools: Sequence[Pool], turn: int) -> Iterator[tuple[Pool, Sequence[str]]]:
+    """Per pool the kinds to claim together, those of one batch size: each group comes first once in a while, so that no kind
+    keeps another from the room that comes free."""
+    for pool in pools:
+        first = turn % max(len(pool.groups), 1)
+        for kinds in pool.groups[first:] + pool.groups[:first]:
+            yield pool, kinds

@@ -68,8 +68,18 @@ class Config(BaseModel):
     embedding_cache_mb: int = _named("MASKD_EMBEDDING_CACHE_MB", 512, ge=0)
     weights_dir: Path = _named("MASKD_WEIGHTS_DIR", Path("weights"))
     hf_token: SecretStr | None = _named("HF_TOKEN", None)
-    visual: str = _named("MASKD_VISUAL", "auto", pattern="^(auto|classical|mobilesam|mock)$")
-    everything: str = _named("MASKD_EVERYTHING", "auto", pattern="^(auto|classical|mobilesam|mock)$")
+    sam3_weights_path: Path | None = _named("SAM3_WEIGHTS_PATH", None)
+    sam3_device: str | None = _named("SAM3_DEVICE", None, pattern="^(auto|cpu|cuda)$")
+    device: str = _named("MASKD_DEVICE", "auto", pattern="^(auto|cpu|cuda)$")
+    gpus: str = _named("MASKD_GPUS", "all", pattern=r"^(all|\d+(,\d+)*)$")
+    gpu_memory_mb: int | None = _named("MASKD_GPU_MEMORY_MB", None, ge=1024)
+    precision: str = _named("MASKD_PRECISION", "auto", pattern="^(auto|bf16|fp32)$")
+    compile: bool = _named("MASKD_COMPILE", False)
+    crop_layers: int = _named("MASKD_CROP_LAYERS", 0, ge=0, le=3)
+    cpu_runtime: str = _named("MASKD_CPU_RUNTIME", "auto", pattern="^(auto|onnxruntime|openvino|openvino-bf16)$")
+    concept: str = _named("MASKD_CONCEPT", "auto", pattern="^(auto|sam3|mock)$")
+    visual: str = _named("MASKD_VISUAL", "auto", pattern="^(auto|sam3|sam2|mobilesam|classical|mock)$")
+    everything: str = _named("MASKD_EVERYTHING", "auto", pattern="^(auto|sam3|sam2|mobilesam|classical|mock)$")
 
     image_bytes_max: Count = _named("MASKD_IMAGE_BYTES_MAX", 50_000_000)
     image_pixels_max: Count = _named("MASKD_IMAGE_PIXELS_MAX", 50_000_000)
@@ -78,6 +88,8 @@ class Config(BaseModel):
     objects_max: Count = _named("MASKD_OBJECTS_MAX", 64)
     points_per_side_max: Count = _named("MASKD_POINTS_PER_SIDE_MAX", 64)
     masks_max: Count = _named("MASKD_MASKS_MAX", 100)
+    texts_max: Count = _named("MASKD_TEXTS_MAX", 16)
+    instances_max: Count = _named("MASKD_INSTANCES_MAX", 200)
 
     def database_dsn(self) -> str:
         """The DSN in clear, for the adapter that connects; never log it."""

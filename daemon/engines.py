@@ -1,69 +1,235 @@
-"""Which engine serves each role on this host: the one that was named, or the best that is there. Only this file names engines."""
+"""Which engine serves each role on this host, and where: the one that was named, or the best that is there. Only this file
+names engines.
+
+Enters: the configuration. Leaves: one `Station` per pool, with its models loaded. Blocking: call it on a thread.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import structlog
 
 from daemon.config import Config
-from models import mobile_sam, ort
-from models.base import EverythingSegmenter, Models, VisualSegmenter
+from handlers.base import Handler
+from models import mobile_sam, ort, sam2, sam3, torch_device, weights
+from models.base import Model, Models, Role
 from models.cache import EmbeddingCache
+from models.card import Card
 from models.classical import Classical
 from models.mock import Mock
-from models.weights import DECODER_FILE, ENCODER_FILE, WeightsError, in_place, network
+from models.torch_device import Placement
+from models.weights import DECODER_FILE, ENCODER_FILE, WeightsError
 from storage.base import ConfigurationError
 
 log = structlog.get_logger(__name__)
 
-MEND = "run: maskd weights pull mobile-sam"
+MB = 1024 * 1024
+CPU = "cpu"
+NETWORKS = {"sam3": ("sam3",), "sam2": ("sam2", "sam2-small")}
+"""The engines in torch, and whose weights each takes, the best first."""
+TORCH = tuple(NETWORKS)
+GPU_ORDER = {"concept": ("sam3",), "visual": ("sam3", "sam2"), "everything": ("sam2", "sam3")}
+CPU_ORDER = {"concept": ("sam3",), "visual": ("mobilesam", "sam2", "classical"), "everything": ("mobilesam", "sam2", "classical")}
+"""What `auto` takes, the best first, a GPU's before a CPU's. SAM 3 needs most of a minute an image on a CPU: there it is taken
+for texts only, which nothing else understands."""
 
 
-class Engine(VisualSegmenter, EverythingSegmenter, Protocol):
-    """What serves both roles that there are so far."""
+@dataclass(frozen=True, slots=True)
+class Station:
+    """What a pool is made of: its device, and the engines that it holds, on that device or, where there is none, on the CPU."""
+
+    name: str
+    device: str
+    models: Models
+
+    def serves(self, handler: Handler) -> bool:
+        """Whether a kind runs here: each of its roles has an engine, and at a GPU one of them is on it."""
+        if not self.models.roles() >= handler.ROLES:
+            return False
+        return self.device == CPU or any(self.models.of(role).device == self.device for role in handler.ROLES)
 
 
-def build_models(config: Config, cache: EmbeddingCache) -> Models:
-    """The engines of the CPU pool, over the one cache of embeddings. `mock` is never chosen by itself.
+def build_stations(config: Config, cache: EmbeddingCache) -> list[Station]:
+    """The stations of the GPUs that have an engine, and last that of the CPU, over one cache of embeddings.
 
-    Raises ConfigurationError with the command that mends it, where an engine's files are missing or damaged.
+    Raises ConfigurationError with the command that mends it, where an engine that is wanted cannot be had.
     """
-    made: dict[str, Engine] = {}
-
-    def engine(setting: str, name: str) -> Engine:
-        chosen = best(config) if name == "auto" else name
-        if chosen not in made:
-            made[chosen] = _made(chosen, setting, config)
-            log.info("engine.loaded", engine=chosen, model=made[chosen].model_id, device=made[chosen].device)
-        return made[chosen]
-
-    return Models(
-        embeddings=cache,
-        visual=engine("MASKD_VISUAL", config.visual),
-        everything=engine("MASKD_EVERYTHING", config.everything),
-    )
+    host = Host(config)
+    cpu = Workshop(host, CPU, CPU)
+    engines = {role: host.choice(role) for role in GPU_ORDER}
+    at_cpu = {role: cpu.engine(role, name) for role, name in engines.items() if name and not host.on_gpu(name)}
+    stations = []
+    for device in host.gpus if any(name and host.on_gpu(name) for name in engines.values()) else ():
+        card = Workshop(host, f"gpu{device.rpartition(':')[2]}", device)
+        at_card = {role: card.engine(role, name) for role, name in engines.items() if name and host.on_gpu(name)}
+        stations.append(Station(card.name, device, Models(cache, make_room=card.make_room, **(at_cpu | at_card))))
+    return [*stations, Station(CPU, CPU, Models(cache, **at_cpu))]
 
 
-def best(config: Config) -> str:
-    """What `auto` means here: MobileSAM when it can run, else the engine that needs nothing."""
-    there = ort.available() and in_place(network("mobile-sam"), config.weights_dir.expanduser())
-    return "mobilesam" if there else "classical"
+def kinds_of(stations: Sequence[Station], handlers: Mapping[str, Handler]) -> dict[str, dict[str, Handler]]:
+    """By the name of the station the kinds that it claims: what a GPU serves is left to the GPUs."""
+    at_gpus = {kind for kind, handler in handlers.items() for s in stations if s.device != CPU and s.serves(handler)}
+    return {
+        station.name: {
+            kind: handler
+            for kind, handler in handlers.items()
+            if station.serves(handler) and (station.device != CPU or kind not in at_gpus)
+        }
+        for station in stations
+    }
 
 
-def _made(name: str, setting: str, config: Config) -> Engine:
-    if name == "mobilesam":
-        return _mobile_sam(setting, config)
-    return Mock() if name == "mock" else Classical()
+def describe(stations: Sequence[Station]) -> dict[str, dict[str, Any]]:
+    """By role what its engine tells of itself, on the first GPU where there are several."""
+    return {str(role): _facts(s.models.of(role)) for s in reversed(stations) for role in sorted(s.models.roles())}
 
 
-def _mobile_sam(setting: str, config: Config) -> Engine:
-    folder = config.weights_dir.expanduser()
-    if not ort.available():
-        raise ConfigurationError(f"{setting}=mobilesam needs onnxruntime, which is not installed; run: pip install onnxruntime")
-    if not in_place(network("mobile-sam"), folder):
-        raise ConfigurationError(f"{setting}=mobilesam needs {ENCODER_FILE} and {DECODER_FILE} in {folder}; {MEND}")
-    try:
-        return mobile_sam.load(folder / ENCODER_FILE, folder / DECODER_FILE, config.threads())
-    except WeightsError as error:
-        raise ConfigurationError(f"{error}; {MEND}, or set {setting}=classical") from error
+class Host:
+    """What there is to choose from."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.folder = config.weights_dir.expanduser()
+        self.named = {"concept": config.concept, "visual": config.visual, "everything": config.everything}
+        self.gpus = self._gpus()
+
+    def choice(self, role: str) -> str | None:
+        """The engine of a role; None where nothing here can serve it."""
+        if self.named[role] != "auto":
+            return self.named[role]
+        if role == "concept" and self.config.sam3_weights_path is not None:
+            return "sam3"
+        here = [name for name in GPU_ORDER[role] if self.on_gpu(name) and self._can(name)]
+        return next(iter(here + [name for name in CPU_ORDER[role] if not self.on_gpu(name) and self._can(name)]), None)
+
+    def on_gpu(self, name: str) -> bool:
+        """Whether an engine runs on a GPU here."""
+        return name in TORCH and bool(self.gpus) and self._device(name) != CPU
+
+    def weights(self, name: str) -> Path | None:
+        """Where the weights of a torch engine lie; None when there are none."""
+        if name == "sam3" and self.config.sam3_weights_path is not None:
+            return self.config.sam3_weights_path.expanduser()
+        there = [weights.found(weights.network(network), self.folder) for network in NETWORKS[name]]
+        return next((path for path in there if path is not None), None)
+
+    def _can(self, name: str) -> bool:
+        if name in TORCH:
+            return self.weights(name) is not None and not torch_device.missing()
+        if name == "mobilesam":
+            return ort.available() and weights.in_place(weights.network("mobile-sam"), self.folder)
+        return True
+
+    def _device(self, name: str) -> str:
+        return (self.config.sam3_device if name == "sam3" else None) or self.config.device
+
+    def _gpus(self) -> list[str]:
+        """The devices to use. torch, which takes seconds to import, is only asked where an engine may need it."""
+        devices = {"SAM3_DEVICE": self.config.sam3_device, "MASKD_DEVICE": self.config.device}
+        demanded = [setting for setting, device in devices.items() if device == "cuda"]
+        wanted = [name for name in TORCH if name in self.named.values() or self.weights(name) is not None]
+        if not demanded and all(self._device(name) == CPU for name in wanted):
+            return []
+        try:
+            torch_device.require()
+        except WeightsError as error:
+            if demanded or any(name in self.named.values() for name in wanted):
+                raise ConfigurationError(f"{(demanded or ['sam3 or sam2'])[0]}: {error}") from error
+            return []
+        there = torch_device.cuda_devices()
+        if demanded and not there:
+            raise ConfigurationError(f"{demanded[0]}=cuda: {torch_device.why_no_cuda()}; or set {demanded[0]}=cpu")
+        asked = there if self.config.gpus == "all" else [f"cuda:{index}" for index in self.config.gpus.split(",")]
+        if missing := [device for device in asked if device not in there]:
+            raise ConfigurationError(
+                f"MASKD_GPUS={self.config.gpus}: there is no {missing[0]}; there are: {', '.join(there) or '-'}"
+            )
+        return asked
+
+
+class Workshop:
+    """Makes the engines of one device, each once, and shares out its memory."""
+
+    def __init__(self, host: Host, name: str, device: str) -> None:
+        self.name = name
+        self._host = host
+        self._device = device
+        self._made: dict[str, Any] = {}
+        budget_mb = host.config.gpu_memory_mb
+        self._card = None if device == CPU else Card(device, None if budget_mb is None else budget_mb * MB)
+
+    def engine(self, role: str, name: str) -> Any:
+        """The engine of that name for that role."""
+        setting = f"MASKD_{role.upper()}"
+        if name not in self._made:
+            try:
+                self._made[name] = self._make(name, setting)
+            except WeightsError as error:
+                raise ConfigurationError(f"{setting}={name}: {error}") from error
+            except MemoryError as error:
+                raise ConfigurationError(f"{setting}={name} does not fit on {self._device}; raise MASKD_GPU_MEMORY_MB") from error
+            log.info("engine.loaded", **_facts(self._made[name]))
+        if role != "concept" and not getattr(self._made[name], "has_tracker", True):
+            raise ConfigurationError(f"{setting}: this checkpoint of {name} reads texts only; name another engine")
+        return self._made[name]
+
+    def make_room(self, roles: frozenset[Role], models: Models) -> None:
+        """These roles are about to run here: their networks go to the card, others leave it when it is full."""
+        if self._card is not None:
+            held = [models.of(role) for role in roles]
+            self._card.bring([engine.network for engine in self._made.values() if engine in held and engine.engine in TORCH])
+
+    def _make(self, name: str, setting: str) -> Any:
+        makers: dict[str, Callable[[], Any]] = {
+            "classical": Classical,
+            "mock": Mock,
+            "mobilesam": partial(self._mobile_sam, setting),
+            "sam2": partial(self._torch, partial(sam2.load, crop_layers=self._host.config.crop_layers), "sam2"),
+            "sam3": partial(self._torch, sam3.load, "sam3"),
+        }
+        return makers[name]()
+
+    def _torch(self, load: Callable[[Path, Placement], Any], name: str) -> Any:
+        path = self._host.weights(name)
+        config = self._host.config
+        torch_device.require()
+        if path is None and name == "sam3" and config.hf_token is not None:
+            log.info("weights.pulling", network=name)
+            path = weights.pull_network(name, self._host.folder, token=config.hf_token.get_secret_value())
+        if path is None:
+            raise WeightsError(weights.how_to_get(name, self._host.folder))
+        half = self._device != CPU if config.precision == "auto" else config.precision == "bf16"
+        torch_device.use_threads(config.threads())
+        engine = load(path, Placement(self._device, half, config.compile))
+        if config.compile:
+            log.info("engine.warming_up", engine=name, device=self._device)
+            engine.warm_up()
+        return engine
+
+    def _mobile_sam(self, setting: str) -> Any:
+        config, folder = self._host.config, self._host.folder
+        if not ort.available():
+            raise ConfigurationError(
+                f"{setting}=mobilesam needs onnxruntime, which is not installed; run: pip install onnxruntime"
+            )
+        mend = "run: maskd weights pull mobile-sam"
+        if not weights.in_place(weights.network("mobile-sam"), folder):
+            raise ConfigurationError(f"{setting}=mobilesam needs {ENCODER_FILE} and {DECODER_FILE} in {folder}; {mend}")
+        memory = config.state_dir.expanduser()
+        try:
+            return mobile_sam.load(folder / ENCODER_FILE, folder / DECODER_FILE, config.threads(), config.cpu_runtime, memory)
+        except WeightsError as error:
+            if config.cpu_runtime != "auto":
+                raise ConfigurationError(f"MASKD_CPU_RUNTIME={config.cpu_runtime}: {error}") from error
+            raise ConfigurationError(f"{error}; {mend}, or set {setting}=classical") from error
+
+
+def _facts(model: Model) -> dict[str, Any]:
+    """Engine, model and device, and what else an engine tells (precision, parameters, runtime)."""
+    facts: dict[str, Any] = {"engine": model.engine, "model_id": model.model_id, "device": model.device}
+    return facts | dict(getattr(model, "details", dict)())

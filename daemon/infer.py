@@ -21,7 +21,7 @@ from daemon.batch import Batcher
 from daemon.journal import Journal
 from daemon.work import Work
 from handlers.base import Handler, Result
-from models.base import Models, StoppedError
+from models.base import DeviceLostError, Models, StoppedError
 
 log = structlog.get_logger(__name__)
 
@@ -34,6 +34,14 @@ class TimedOutError(Exception):
     def __init__(self, alone: bool = True) -> None:
         super().__init__()
         self.alone = alone
+
+
+class PoolDiedError(Exception):
+    """Every thread of a pool hangs past its time limit: the process must be started anew (exit code 75)."""
+
+
+class DeviceDiedError(PoolDiedError):
+    """A device answers nothing any more: the process must be started anew (exit code 76)."""
 
 
 class Threads:
@@ -98,8 +106,10 @@ class Pool:
         self.kinds = tuple(sorted(self.handlers))
         self.lost = 0
         sizes = {kind: min(handler.BATCH_MAX, batch_max) for kind, handler in self.handlers.items()}
-        self._smallest = min(sizes.values(), default=1)
-        self.capacity = threads * (1 + prefetch_batches) * self._smallest
+        self.sizes = sizes
+        self.groups = tuple(tuple(kind for kind in self.kinds if sizes[kind] == size) for size in sorted(set(sizes.values())))
+        self.batches_max = threads * (1 + prefetch_batches)
+        self.capacity = self.batches_max * max(sizes.values(), default=1)
         self.batcher = Batcher(sizes)
         self._threads = Threads(f"maskd-{name}", threads)
         self._aside = aside
@@ -109,12 +119,16 @@ class Pool:
         self._timeout = timeout_seconds
         self._journal = journal
         self.on_answers: Callable[[Sequence[Work], Sequence[Answer]], None] = lambda works, answers: None
-        self.on_dead: Callable[[], None] = lambda: None
+        self.on_dead: Callable[[PoolDiedError], None] = lambda error: None
 
-    def room(self, held: int) -> int:
-        """How many works may be claimed: none for less than a batch, since small claims cost as much as large ones."""
-        free = self.capacity - held if self.lost < self._threads.count else 0
-        return free if free >= min(self._smallest, self.capacity) else 0
+    def room(self, kinds: Sequence[str], held: Mapping[str, int]) -> int:
+        """How many works of `kinds`, which are one of `groups`, may be claimed beside what the pool holds of each kind: none
+        for less than a batch, since small claims cost as much as large ones."""
+        if self.lost >= self._threads.count:
+            return 0
+        size = self.sizes[kinds[0]]
+        free = self.batches_max - sum(count / self.sizes[kind] for kind, count in held.items())
+        return int(free * size + 0.001) if free > 0.999 else 0
 
     def put(self, works: Sequence[Work]) -> None:
         """These works have all that they need."""
@@ -145,7 +159,8 @@ class Pool:
             self._threads.submit(lambda: run_batch(handler, running, self.models), lambda answers: self._done(running, answers))
         else:
             self._aside.submit(
-                lambda: prepare_batch(handler, running), lambda prepared: self._prepared(handler, running, prepared)
+                lambda: prepare_batch(handler, running, self.models),
+                lambda prepared: self._prepared(handler, running, prepared),
             )
 
     def _prepared(self, handler: Handler, running: Running, prepared: list[Any]) -> None:
@@ -185,6 +200,10 @@ class Pool:
             self.batcher.halve(running.works[0].task.kind, len(answers))
         if not running.overdue:
             self.on_answers(running.works, answers)
+        lost = next((answer for answer in answers if isinstance(answer, DeviceLostError)), None)
+        if lost is not None:
+            log.error("infer.device_lost", pool=self.name, reason=str(lost))
+            self.on_dead(DeviceDiedError(f"the device of pool {self.name} answers nothing any more: {lost}"))
 
     def _overdue(self, running: Running) -> None:
         running.overdue = True
@@ -197,21 +216,21 @@ class Pool:
         for work in running.works:
             work.stopped = True
         if self.lost >= self._threads.count:
-            self.on_dead()
+            self.on_dead(PoolDiedError(f"every thread of pool {self.name} hangs past its time limit"))
 
 
 def run_batch(handler: Handler, running: Running, models: Models) -> list[Answer]:
     """All three steps on one thread."""
-    return finish_batch(handler, running, infer_batch(handler, running, prepare_batch(handler, running), models))
+    return finish_batch(handler, running, infer_batch(handler, running, prepare_batch(handler, running, models), models))
 
 
-def prepare_batch(handler: Handler, running: Running) -> list[Any]:
+def prepare_batch(handler: Handler, running: Running, models: Models) -> list[Any]:
     """What `run` needs, or the exception that preparing raised, per work."""
-    return [_attempt(handler.prepare, work.job) for work in running.works]
+    return [_attempt(handler.prepare, work.job, models) for work in running.works]
 
 
 def infer_batch(handler: Handler, running: Running, prepared: Sequence[Any], models: Models) -> list[Any]:
-    """Raw answers or exceptions, per work; a batch that fails as a whole is tried one by one."""
+    """Raw answers or exceptions, per work; a batch that fails as a whole is tried one by one, by halves if memory ran out."""
     good = [item for item in prepared if not isinstance(item, Exception)]
     answers = iter(_infer(handler, good, models, running.stop))
     return [item if isinstance(item, Exception) else next(answers) for item in prepared]
@@ -226,14 +245,21 @@ def finish_batch(handler: Handler, running: Running, raws: Sequence[Any]) -> lis
 def _infer(handler: Handler, items: Sequence[Any], models: Models, stop: Callable[[], None]) -> Sequence[Any]:
     if not items:
         return ()
-    answers = _attempt(handler.run, items, models, stop)
+    answers = _attempt(_run, handler, items, models, stop)
     if isinstance(answers, Exception):
-        if len(items) == 1 or isinstance(answers, StoppedError):
+        if len(items) == 1 or isinstance(answers, StoppedError | DeviceLostError):
             return [answers] * len(items)
-        return [_infer(handler, [item], models, stop)[0] for item in items]
+        part = len(items) // 2 if isinstance(answers, MemoryError) else 1
+        parts = [items[first : first + part] for first in range(0, len(items), part)]
+        return [answer for each in parts for answer in _infer(handler, each, models, stop)]
     if len(answers) != len(items):
         return [RuntimeError(f"the handler answered {len(answers)} of {len(items)} jobs")] * len(items)
     return answers  # type: ignore[no-any-return]
+
+
+def _run(handler: Handler, items: Sequence[Any], models: Models, stop: Callable[[], None]) -> Sequence[Any]:
+    models.make_room(handler.ROLES, models)
+    return handler.run(items, models, stop)
 
 
 def _attempt(call: Callable[..., Any], *args: Any) -> Any:

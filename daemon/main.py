@@ -21,10 +21,10 @@ import structlog
 from daemon import metrics, systemd
 from daemon.claim import Claimer
 from daemon.config import Config
-from daemon.engines import build_models
+from daemon.engines import CPU, Station, build_stations, describe, kinds_of
 from daemon.fetch import Fetcher, FetchLimits
 from daemon.gate import Gate
-from daemon.infer import Pool
+from daemon.infer import Pool, Threads
 from daemon.journal import Journal
 from daemon.keys import Keys, bases_of
 from daemon.lease import Lease, blame_the_dead
@@ -36,7 +36,6 @@ from daemon.work import Held
 from daemon.write import Writer
 from handlers.base import Handler, Limits
 from handlers.registry import discover
-from models.base import Models
 from models.cache import EmbeddingCache
 from storage.base import BlobStore, UnavailableError
 from storage.files import FileBlobs
@@ -47,8 +46,12 @@ from storage.r2 import R2Blobs
 log = structlog.get_logger(__name__)
 
 START_RETRY_SECONDS = 1.0
+EXTEND = "EXTEND_TIMEOUT_USEC=15000000"
+EXTEND_EVERY_SECONDS = 5.0
 START_PROBE_SECONDS = 10.0
 STALLED_LEASES = 3.0
+GPU_BATCHES_MORE = 2
+"""Beside the batch on a GPU and the one that is ready: one that is fetched, and one that is drawn and stored."""
 MB = 1024 * 1024
 
 
@@ -61,7 +64,7 @@ class Daemon:
         self.handlers = handlers
         self.blobs = blobs
         self.cache = cache
-        self.models = build_models(config, cache)
+        self.stations: list[Station] = []
         self.store = PostgresStore(
             config.database_dsn(), timeout_seconds=config.database_timeout_seconds, ca_file=_text(config.db_ca)
         )
@@ -88,6 +91,7 @@ class Daemon:
         await self.server.start()
         try:
             with anyio.CancelScope() as self._starting:
+                self.stations = await self._load()
                 templates = await self._open()
                 await self._try_blobs()
                 journal = Journal(self.state_dir, self.worker, self.config.database_dsn())
@@ -121,7 +125,7 @@ class Daemon:
             "version": version(),
             "worker": self.worker,
             "uptime_seconds": round(time.monotonic() - self._started_at, 1),
-            "models": describe(self.models),
+            "models": describe(self.stations),
             "cache": {
                 "entries": self.cache.entries,
                 "bytes": self.cache.bytes,
@@ -151,6 +155,14 @@ class Daemon:
             }
         return body
 
+    async def _load(self) -> list[Station]:
+        """The engines, loaded on a thread while /health says starting. A wrong setting ends the process."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_extend_start, "loading models")
+            stations = await anyio.to_thread.run_sync(build_stations, self.config, self.cache, abandon_on_cancel=True)
+            tasks.cancel_scope.cancel()
+        return stations
+
     async def _open(self) -> list[str]:
         """Wait for a database that is not there yet (a wrong one ends the process), and report the dead of this host to it.
         Returns the templates of keys."""
@@ -161,7 +173,7 @@ class Daemon:
                 return await self.store.key_templates()
             except UnavailableError as error:
                 log.warning("start.waiting", reason=str(error))
-                systemd.notify("STATUS=waiting for the database", "EXTEND_TIMEOUT_USEC=15000000")
+                systemd.notify("STATUS=waiting for the database", EXTEND)
                 await anyio.sleep(START_RETRY_SECONDS)
 
     async def _try_blobs(self) -> None:
@@ -210,16 +222,7 @@ def assemble(daemon: Daemon, templates: list[str], journal: Journal) -> Parts:
     config, store, held = daemon.config, daemon.store, Held()
     wake = Wake(config.poll_seconds, config.poll_unproven_seconds)
     gate = Gate({"database": store.probe, "blobs": partial(_probe, daemon.blobs)})
-    cpu = Pool(
-        "cpu",
-        daemon.models,
-        daemon.handlers,
-        threads=config.threads(),
-        prefetch_batches=config.prefetch_batches,
-        batch_max=config.batch_max,
-        timeout_seconds=config.timeout_seconds,
-        journal=journal,
-    )
+    pools = _pools(daemon, journal)
     limits = FetchLimits(
         config.image_bytes_max,
         config.image_pixels_max,
@@ -228,11 +231,20 @@ def assemble(daemon: Daemon, templates: list[str], journal: Journal) -> Parts:
         config.threads(),
         config.timeout_seconds,
     )
-    asks = Limits(config.text_characters_max, config.points_max, config.objects_max, config.points_per_side_max, config.masks_max)
+    asks = Limits(
+        config.text_characters_max,
+        config.points_max,
+        config.objects_max,
+        config.points_per_side_max,
+        config.masks_max,
+        config.texts_max,
+        config.instances_max,
+    )
     keys = build_keys(config)
     lease = Lease(store, daemon.worker, held, config.lease_seconds, config.unserved_seconds)
-    lease.kinds = cpu.kinds
-    lease.info = {"host": socket.gethostname(), "pid": os.getpid(), "version": version(), "pools": {"cpu": cpu.kinds}}
+    lease.kinds = tuple(sorted({kind for pool in pools.values() for kind in pool.kinds}))
+    kinds = {name: pool.kinds for name, pool in pools.items()}
+    lease.info = {"host": socket.gethostname(), "pid": os.getpid(), "version": version(), "pools": kinds}
     dsn = config.database_dsn()
     sources = [] if is_transaction_pooler(dsn) else [NotifyWake(dsn, ca_file=_text(config.db_ca))]
     return Parts(
@@ -244,7 +256,7 @@ def assemble(daemon: Daemon, templates: list[str], journal: Journal) -> Parts:
         gate=gate,
         claimer=Claimer(store, daemon.worker, held, wake, gate, config.claim_max),
         fetcher=Fetcher(daemon.blobs, store, keys, templates, limits, asks),
-        pools={"cpu": cpu},
+        pools=pools,
         writer=Writer(daemon.blobs, keys, config.io_threads, config.retry_seconds, config.timeout_seconds),
         settler=Settler(store, held, gate, config.settle_batch_max),
         lease=lease,
@@ -252,13 +264,24 @@ def assemble(daemon: Daemon, templates: list[str], journal: Journal) -> Parts:
     )
 
 
-def describe(models: Models) -> dict[str, dict[str, str]]:
-    """Engine, model and device of each role that is held."""
-    held = {"visual": models.visual, "everything": models.everything}
+def _pools(daemon: Daemon, journal: Journal) -> dict[str, Pool]:
+    """One pool per station that has something to do: a GPU's has one thread of its own, and CPU threads beside it."""
+    config, kinds = daemon.config, kinds_of(daemon.stations, daemon.handlers)
+    stations = [station for station in daemon.stations if kinds[station.name] or len(daemon.stations) == 1]
+    aside = Threads("maskd-aside", config.threads()) if any(station.device != CPU for station in stations) else None
     return {
-        role: {"engine": model.engine, "model_id": model.model_id, "device": model.device}
-        for role, model in held.items()
-        if model is not None
+        station.name: Pool(
+            station.name,
+            station.models,
+            kinds[station.name],
+            threads=config.threads() if station.device == CPU else 1,
+            prefetch_batches=config.prefetch_batches + (0 if station.device == CPU else GPU_BATCHES_MORE),
+            batch_max=config.batch_max,
+            timeout_seconds=config.timeout_seconds,
+            journal=journal,
+            aside=None if station.device == CPU else aside,
+        )
+        for station in stations
     }
 
 
@@ -288,6 +311,13 @@ async def watch_signals(drain: Callable[[], None]) -> None:
                 os._exit(1)
             log.info("signal.drain", signal=number.name)
             drain()
+
+
+async def _extend_start(status: str) -> None:
+    """Tell the service manager, for as long as it takes, that the start goes on."""
+    while True:
+        systemd.notify(f"STATUS={status}", EXTEND)
+        await anyio.sleep(EXTEND_EVERY_SECONDS)
 
 
 async def _probe(blobs: BlobStore) -> None:

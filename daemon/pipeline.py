@@ -18,7 +18,7 @@ from anyio.abc import TaskGroup
 from daemon.claim import Claimer
 from daemon.fetch import Fetcher
 from daemon.gate import AWAY, Gate
-from daemon.infer import Pool
+from daemon.infer import Pool, PoolDiedError
 from daemon.lease import Lease
 from daemon.settle import Settler
 from daemon.wake import Wake
@@ -29,10 +29,6 @@ from storage.base import Fate, Outcome, TaskStore, WakeSource
 log = structlog.get_logger(__name__)
 
 FLUSH_SECONDS = 10.0
-
-
-class PoolDiedError(Exception):
-    """A device, or every thread of a pool, hangs: the process must be started anew (exit code 75)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +59,7 @@ class Pipeline:
         self._announcing = anyio.CancelScope()
         self._claiming = anyio.CancelScope()
         self._drain = anyio.Event()
-        self._dead = False
+        self._dead: PoolDiedError | None = None
         self._failed: asyncio.Future[None] | None = None
 
     def drain(self) -> None:
@@ -93,8 +89,8 @@ class Pipeline:
             outer.cancel_scope.cancel()
         with anyio.move_on_after(FLUSH_SECONDS):
             await self._leave()
-        if self._dead:
-            raise PoolDiedError("every thread of a pool hangs past its time limit")
+        if self._dead is not None:
+            raise self._dead
 
     def _join(self, inner: TaskGroup, outer: TaskGroup) -> None:
         """Each stage hands over to the next."""
@@ -119,9 +115,9 @@ class Pipeline:
             admit = partial(parts.fetcher.admit, self._fetching)
             await parts.claimer.run(list(parts.pools.values()), admit, parts.lease.announce)
 
-    def _pool_died(self) -> None:
+    def _pool_died(self, error: PoolDiedError) -> None:
         """Nothing can run any more: give everything back, then end."""
-        self._dead = True
+        self._dead = self._dead or error
         self.drain()
 
     def _to_pools(self, works: Sequence[Work]) -> None:

@@ -22,6 +22,7 @@ from daemon.gate import AWAY, Gate
 from daemon.infer import TimedOutError
 from daemon.work import Held, Work
 from handlers.base import RejectedError
+from models.base import DeviceLostError
 from storage.base import (
     ConfigurationError,
     Fate,
@@ -37,6 +38,8 @@ from storage.base import (
 log = structlog.get_logger(__name__)
 
 BACKOFF_SECONDS_MAX = 300.0
+DEATHS_MAX = 3
+"""As in `maskd.rescue`: what took its worker with it so often, the last times alone, is given up."""
 Ended = tuple[Work, Outcome]
 
 
@@ -50,6 +53,11 @@ def end_of(work: Work, error: Exception, retry_seconds: float) -> Outcome:
             return Outcome(task.id, task.token, Fate.RELEASED)
         case TimedOutError(alone=False):
             return Outcome(task.id, task.token, Fate.SUSPECT)
+        case DeviceLostError() if task.deaths < DEATHS_MAX:
+            return Outcome(task.id, task.token, Fate.SUSPECT)
+        case DeviceLostError():
+            message = "Work on this task ended its worker each time it ran alone; send another image or other parameters."
+            return Outcome(task.id, task.token, Fate.FAILED, code="poison", message=message)
         case TimedOutError():
             message = "The work took longer than its time limit; send a smaller image or ask for less."
             return Outcome(task.id, task.token, Fate.FAILED, code="timeout", message=message)

@@ -6,6 +6,7 @@ Every stage finds here what it may still do: a work whose `stopped` is set is wa
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +55,7 @@ class Held:
 
     def __init__(self) -> None:
         self._works: dict[tuple[str, str], Work] = {}  # by claim: a task may come back before its old claim has left
-        self._count: dict[str, int] = {}
+        self._count: dict[str, Counter[str]] = {}
         self.open_tokens: set[str] = set()
         self._left = anyio.Event()
         self.on_leave: Callable[[], None] | None = None
@@ -67,7 +68,11 @@ class Held:
 
     def count(self, pool: str) -> int:
         """How many works that pool holds."""
-        return self._count.get(pool, 0)
+        return self.kinds(pool).total()
+
+    def kinds(self, pool: str) -> Counter[str]:
+        """How many works of each kind that pool holds."""
+        return self._count.get(pool, Counter())
 
     def find(self, task_id: str, token: str) -> Work | None:
         return self._works.get((task_id, token))
@@ -75,14 +80,14 @@ class Held:
     def add(self, works: Iterable[Work]) -> None:
         for work in works:
             self._works[work.task.id, work.task.token] = work
-            self._count[work.pool] = self._count.get(work.pool, 0) + 1
+            self._count.setdefault(work.pool, Counter())[work.task.kind] += 1
         metrics.IN_FLIGHT.set(len(self._works))
 
     def drop(self, works: Iterable[Work]) -> None:
         """Works that are settled leave, which makes room for the next."""
         for work in works:
             if self._works.pop((work.task.id, work.task.token), None) is not None:
-                self._count[work.pool] -= 1
+                self._count[work.pool][work.task.kind] -= 1
         metrics.IN_FLIGHT.set(len(self._works))
         self._left.set()
         self._left = anyio.Event()

@@ -11,11 +11,12 @@ import structlog
 
 from daemon import log
 from daemon.config import Config, load
+from daemon.infer import DeviceDiedError, PoolDiedError
 from daemon.main import Daemon, build, watch_signals
-from daemon.pipeline import PoolDiedError
 from storage.base import ConfigurationError
 
 EXIT_RESTART = 75
+EXIT_DEVICE = 76
 EXIT_CONFIGURATION = 78
 
 
@@ -65,7 +66,7 @@ def exit_code(errors: list[BaseException]) -> int:
         return EXIT_CONFIGURATION
     if any(isinstance(error, PoolDiedError) for error in errors):
         logger.error("daemon.restart", reason="; ".join(map(str, errors)))
-        return EXIT_RESTART
+        return EXIT_DEVICE if any(isinstance(error, DeviceDiedError) for error in errors) else EXIT_RESTART
     for error in errors:
         logger.error("daemon.crashed", exc_info=error)
     return 1

@@ -11,9 +11,11 @@ import pytest
 from support.checkpoints import exported
 
 from daemon.config import Config, load
-from daemon.engines import build_models
-from daemon.main import describe
+from daemon.engines import Station, build_stations, describe, kinds_of
+from handlers.registry import discover
+from models.base import Models
 from models.cache import EmbeddingCache
+from models.mock import Mock
 from models.weights import DECODER_FILE, ENCODER_FILE
 from storage.base import ConfigurationError
 
@@ -26,7 +28,7 @@ def config_of(folder: Path, **more: str) -> Config:
 
 
 def engines(folder: Path, **more: str) -> dict[str, str]:
-    found = describe(build_models(config_of(folder, **more), EmbeddingCache(0)))
+    found = describe(build_stations(config_of(folder, **more), EmbeddingCache(0)))
     return {role: facts["engine"] for role, facts in found.items()}
 
 
@@ -50,14 +52,63 @@ def test_mobile_sam_is_taken_when_its_files_are_there() -> None:
 
 
 def test_both_roles_share_one_engine_and_health_names_it() -> None:
-    models = build_models(config_of(exported()), EmbeddingCache(0))
-    assert models.visual is models.everything
-    assert describe(models)["visual"]["model_id"].startswith("mobile-sam-")
+    (station,) = build_stations(config_of(exported(), MASKD_CPU_RUNTIME="onnxruntime"), EmbeddingCache(0))
+    assert station.models.visual is station.models.everything
+    assert describe([station])["visual"]["model_id"].startswith("mobile-sam-")
 
 
 def test_each_role_can_have_an_engine_of_its_own() -> None:
     named = {"MASKD_VISUAL": "classical", "MASKD_EVERYTHING": "mock"}
     assert engines(exported(), **named) == {"visual": "classical", "everything": "mock"}
+
+
+def test_texts_are_answered_where_an_engine_for_them_is_named() -> None:
+    assert engines(Path("/nonexistent"), MASKD_CONCEPT="mock")["concept"] == "mock"
+
+
+def test_kinds_whose_roles_have_no_engine_are_not_claimed(tmp_path: Path) -> None:
+    stations = build_stations(config_of(tmp_path), EmbeddingCache(0))
+    assert sorted(kinds_of(stations, discover())["cpu"]) == ["segment_everything", "segment_visual"]
+
+
+def test_a_kind_that_a_gpu_serves_is_left_to_the_gpus() -> None:
+    # There is no GPU to load a network on: engines that only say where they are stand in.
+    gpu, cpu = Mock(device="cuda:0"), Mock()
+    stations = [
+        Station("gpu0", "cuda:0", Models(EmbeddingCache(0), visual=cpu, concept=gpu)),
+        Station("gpu1", "cuda:1", Models(EmbeddingCache(0), visual=cpu, concept=Mock(device="cuda:1"))),
+        Station("cpu", "cpu", Models(EmbeddingCache(0), visual=cpu)),
+    ]
+    claimed = {name: sorted(kinds) for name, kinds in kinds_of(stations, discover()).items()}
+    assert claimed == {"gpu0": ["segment_concept"], "gpu1": ["segment_concept"], "cpu": ["segment_visual"]}
+    assert describe(stations)["concept"]["device"] == "cuda:0"
+
+
+def test_cuda_without_a_usable_device_ends_the_start_and_names_the_wheel_or_the_driver(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="needs torch")
+    if torch.cuda.is_available():
+        pytest.skip("there is a usable device here")
+    for setting in ("SAM3_DEVICE", "MASKD_DEVICE"):
+        said = refusal(tmp_path, **{setting: "cuda"})
+        assert said.startswith(f"{setting}=cuda: torch ")
+        assert "build without CUDA" in said or "nvidia-smi" in said
+        assert said.endswith(f"or set {setting}=cpu")
+
+
+def test_sam3_without_weights_says_how_to_get_access(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="needs torch")
+    said = refusal(tmp_path, MASKD_CONCEPT="sam3")
+    assert said.startswith("MASKD_CONCEPT=sam3: ")
+    assert "https://huggingface.co/facebook/sam3" in said
+    assert "HF_TOKEN" in said
+    assert "SAM3_WEIGHTS_PATH" in said
+
+
+def test_a_path_to_weights_that_leads_nowhere_ends_the_start(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="needs torch")
+    said = refusal(tmp_path, SAM3_WEIGHTS_PATH=str(tmp_path / "nowhere"))
+    assert said.startswith("MASKD_CONCEPT=sam3: ")
+    assert "nowhere" in said
 
 
 def test_an_engine_that_was_named_and_lacks_its_weights_ends_the_start(tmp_path: Path) -> None:

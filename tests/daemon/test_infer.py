@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import anyio
 import pytest
 from support.works import a_task, handler
 
-from daemon.infer import Answer, Pool, Threads, TimedOutError
+from daemon.infer import Answer, DeviceDiedError, Pool, PoolDiedError, Threads, TimedOutError
 from daemon.journal import Journal
 from daemon.work import Work
 from handlers.base import Handler, Inputs, Job, Result
-from models.base import Models
+from models.base import DeviceLostError, Models, Role
 from models.cache import EmbeddingCache
 
 pytestmark = pytest.mark.anyio
@@ -28,7 +28,7 @@ def kind(run: Callable[..., Sequence[Any]], prepare: Callable[[Job], Any] = lamb
         TIMEOUT_FACTOR=1.0,
         parse=lambda request, limits: None,
         inputs=lambda params: Inputs(source=False),
-        prepare=prepare,
+        prepare=lambda job, models: prepare(job),
         run=run,
         finish=lambda job, raw: Result(metadata={"raw": raw}),
     )
@@ -37,16 +37,25 @@ def kind(run: Callable[..., Sequence[Any]], prepare: Callable[[Job], Any] = lamb
 class Bench:
     """A pool of one kind, and what it answered."""
 
-    def __init__(self, made: Handler, aside: Threads | None = None, timeout_seconds: float = 30.0, threads: int = 1) -> None:
+    def __init__(
+        self,
+        made: Handler,
+        aside: Threads | None = None,
+        timeout_seconds: float = 30.0,
+        threads: int = 1,
+        models: Models = MODELS,
+        kinds: Mapping[str, Handler] | None = None,
+    ) -> None:
         self.made = made
         self.answers: dict[Any, Answer] = {}
         self.dead = anyio.Event()
+        self.died_of: PoolDiedError | None = None
         self._count = anyio.Event()
         self._wanted = 0
         self.pool = Pool(
             "test",
-            MODELS,
-            {"k": made},
+            models,
+            kinds or {"k": made},
             threads=threads,
             prefetch_batches=1,
             batch_max=32,
@@ -55,7 +64,11 @@ class Bench:
             aside=aside,
         )
         self.pool.on_answers = self._take
-        self.pool.on_dead = self.dead.set
+        self.pool.on_dead = self._died
+
+    def _died(self, error: PoolDiedError) -> None:
+        self.died_of = error
+        self.dead.set()
 
     def _take(self, works: Sequence[Work], answers: Sequence[Answer]) -> None:
         for work, answer in zip(works, answers, strict=True):
@@ -101,7 +114,7 @@ async def test_a_batch_that_fails_as_a_whole_is_tried_one_by_one() -> None:
 async def test_a_handler_that_answers_too_little_fails_its_jobs_and_nothing_else() -> None:
     bench = Bench(kind(lambda items, models, stop: []))
     assert {type(answer) for answer in (await bench.give(1, 2)).values()} == {RuntimeError}
-    assert bench.pool.room(0) > 0
+    assert bench.pool.room(["k"], {}) > 0
 
 
 async def test_a_job_past_its_limit_times_out_and_its_thread_is_lost_until_it_returns() -> None:
@@ -114,7 +127,7 @@ async def test_a_job_past_its_limit_times_out_and_its_thread_is_lost_until_it_re
     bench = Bench(kind(run), timeout_seconds=0.1)
     answers = await bench.give(1)
     assert isinstance(answers[1], TimedOutError)
-    assert (bench.pool.lost, bench.pool.room(0)) == (1, 0)
+    assert (bench.pool.lost, bench.pool.room(["k"], {})) == (1, 0)
     with anyio.fail_after(10):
         await bench.dead.wait()
     let_go.set()
@@ -153,7 +166,7 @@ async def test_a_gpu_pool_prepares_and_finishes_beside_the_device_thread() -> No
         ROLES=frozenset(),
         BATCH_MAX=4,
         TIMEOUT_FACTOR=1.0,
-        prepare=lambda job: note("prepare"),
+        prepare=lambda job, models: note("prepare"),
         run=lambda items, models, stop: [note("run") for _ in items],
         finish=lambda job, raw: note("finish") or Result(),
     )
@@ -161,3 +174,53 @@ async def test_a_gpu_pool_prepares_and_finishes_beside_the_device_thread() -> No
     assert names["run"].startswith("maskd-test")
     assert names["prepare"].startswith("aside")
     assert names["finish"].startswith("aside")
+
+
+async def test_a_batch_that_is_too_large_for_the_memory_is_halved_until_it_fits() -> None:
+    tried: list[int] = []
+
+    def run(items: Sequence[int], models: Models, stop: Any) -> list[int]:
+        tried.append(len(items))
+        if len(items) > 2:
+            raise MemoryError
+        return list(items)
+
+    answers = await Bench(kind(run)).give(*range(8))
+    assert all(isinstance(answer, Result) for answer in answers.values())
+    assert tried == [8, 4, 2, 2, 4, 2, 2]
+
+
+async def test_a_lost_device_ends_the_pool_and_nothing_is_tried_again_on_it() -> None:
+    calls: list[int] = []
+
+    def run(items: Sequence[int], models: Models, stop: Any) -> list[int]:
+        calls.append(len(items))
+        raise DeviceLostError("CUDA error: an illegal memory access was encountered")
+
+    bench = Bench(kind(run))
+    answers = await bench.give(1, 2, 3)
+    assert {type(answer) for answer in answers.values()} == {DeviceLostError}
+    with anyio.fail_after(10):
+        await bench.dead.wait()
+    assert calls == [3]
+    assert isinstance(bench.died_of, DeviceDiedError)
+
+
+async def test_before_a_batch_its_roles_get_room() -> None:
+    asked: list[frozenset[Role]] = []
+    models = Models(EmbeddingCache(0), make_room=lambda roles, held: asked.append(roles))
+    bench = Bench(kind(lambda items, models, stop: list(items)), models=models)
+    await bench.give(1)
+    assert asked == [frozenset()]
+
+
+def test_room_is_counted_in_batches_of_each_kind() -> None:
+    async def measure() -> None:
+        single, many = kind(lambda *_: [], batch=1), kind(lambda *_: [], batch=8)
+        pool = Bench(many, kinds={"one": single, "many": many}).pool
+        assert pool.groups == (("one",), ("many",))
+        assert (pool.room(["one"], {}), pool.room(["many"], {})) == (2, 16)
+        assert (pool.room(["one"], {"many": 8}), pool.room(["many"], {"one": 1})) == (1, 8)
+        assert (pool.room(["one"], {"many": 9}), pool.room(["many"], {"one": 2})) == (0, 0)
+
+    anyio.run(measure)

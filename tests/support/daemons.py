@@ -82,7 +82,9 @@ def environment(dsn: str, folder: Path, **settings: str) -> dict[str, str]:
     }
     if "R2_ENDPOINT" not in values:
         values.setdefault("MASKD_BLOB_DIR", str(folder / "blobs"))
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MASKD_", "R2_", "SUPABASE_"))}
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MASKD_", "R2_", "SAM3_", "SUPABASE_", "HF_"))
+    }
     return {**kept, **values}
 
 

@@ -20,7 +20,7 @@ from daemon.config import load
 from daemon.main import build
 from handlers.base import Handler, Inputs, Job, Limits, Request, Result, ResultBlob
 from handlers.registry import discover
-from models.base import Models, Role, Stop, StoppedError
+from models.base import DeviceLostError, Models, Role, Stop, StoppedError
 
 KINDS_VARIABLE = "MASKD_TEST_KINDS"
 PROGRAM = ("-m", "tests.support.kinds_daemon")
@@ -41,7 +41,7 @@ class Noop:
     def inputs(self, params: Mapping[str, Any]) -> Inputs:
         return Inputs(source=self.with_image)
 
-    def prepare(self, job: Job) -> Job:
+    def prepare(self, job: Job, models: Models) -> Job:
         return job
 
     def run(self, prepared: Sequence[Job], models: Models, stop: Stop) -> Sequence[Any]:
@@ -63,6 +63,15 @@ class Kill(Noop):
     def work(self, job: Job, stop: Stop) -> str:
         if job.params.get("kill"):
             os.kill(os.getpid(), signal.SIGKILL)
+        return job.task_id
+
+
+class Lose(Noop):
+    """Loses its device, as a poisoned CUDA context does, when its params say `lose`."""
+
+    def work(self, job: Job, stop: Stop) -> str:
+        if job.params.get("lose"):
+            raise DeviceLostError("CUDA error: an illegal memory access was encountered")
         return job.task_id
 
 
@@ -90,6 +99,7 @@ class Hold(Noop):
 KINDS: Mapping[str, Handler] = {
     "noop": Noop(),
     "kill": Kill(BATCH_MAX=8, with_image=True),
+    "lose": Lose(BATCH_MAX=8),
     "hold": Hold(BATCH_MAX=4),
     "hold_alone": Hold(BATCH_MAX=1),
     "hold_many": Hold(BATCH_MAX=250),

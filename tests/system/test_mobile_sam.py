@@ -22,7 +22,9 @@ def test_rows_of_both_kinds_are_done_by_the_network_that_lies_in_the_folder(site
         models = json.loads(daemon.get("/health")[1])["models"]
         assert daemon.stop() == 0
     assert [(row["status"], row["metadata"]["engine"]) for row in rows] == [("done", "mobilesam")] * 2, rows
-    assert {row["metadata"]["model_id"] for row in rows} == {loaded["model"]} == {facts["model_id"] for facts in models.values()}
+    assert (
+        {row["metadata"]["model_id"] for row in rows} == {loaded["model_id"]} == {facts["model_id"] for facts in models.values()}
+    )
     assert sorted(row["metadata"]["embedding_cached"] for row in rows) == [False, True]
     for row in rows:
         annotations = json.loads(site.blobs.get(row["masks_url"], 10_000_000))["annotations"]
