@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-ALL = ("drain", "pickup", "claim_scale", "memory", "fairness", "mobile_sam")
+ALL = ("drain", "pickup", "claim_scale", "memory", "fairness", "mobile_sam", "masks_out", "everything", "concept", "gpu")
 
 
 def main(names: list[str]) -> int:

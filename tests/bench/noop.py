@@ -55,7 +55,7 @@ class Noop:
     def inputs(self, params: Any) -> Inputs:
         return NOTHING
 
-    def prepare(self, job: Job) -> None:
+    def prepare(self, job: Job, models: Models) -> None:
         return None
 
     def run(self, prepared: Sequence[Any], models: Models, stop: Stop) -> Sequence[Any]:
