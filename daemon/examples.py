@@ -1,4 +1,5 @@
-"""The demo's tasks, one entry each: what is asked of which photo, and how it must end. A new kind adds its entries here."""
+"""The demo's tasks, one entry each: what is asked of which photo, and how it must end. A new kind adds its entries here; the demo
+leaves out those that this host cannot serve."""
 
 from __future__ import annotations
 
@@ -28,6 +29,8 @@ class Example:
 
 
 EXAMPLES = (
+    Example("Every eye, by its name", "segment_concept", "chelsea.jpg", {}, "eye"),
+    Example("Two things, by their names", "segment_concept", "coffee.jpg", {"texts": ["cup", "spoon"]}),
     Example("A box around the cat", "segment_visual", "chelsea.jpg", {"boxes": [[20, 0, 405, 299]]}, "cat"),
     Example("One click on the cup", "segment_visual", "coffee.jpg", {"points": [[290, 150]]}, "cup"),
     Example(

@@ -85,7 +85,8 @@ class Running:
 
 
 class Pool:
-    """Where handlers run: `threads` at once, fed from a Batcher, bounded by `capacity` works in all stages together."""
+    """Where handlers run: `threads` at once, fed from a Batcher, bounded in batches in all stages together. `sizes`: the largest
+    batch per kind."""
 
     def __init__(
         self,
@@ -95,7 +96,7 @@ class Pool:
         *,
         threads: int,
         prefetch_batches: int,
-        batch_max: int,
+        sizes: Mapping[str, int],
         timeout_seconds: float,
         journal: Journal,
         aside: Threads | None = None,
@@ -105,8 +106,7 @@ class Pool:
         self.handlers = {kind: handler for kind, handler in handlers.items() if models.roles() >= handler.ROLES}
         self.kinds = tuple(sorted(self.handlers))
         self.lost = 0
-        sizes = {kind: min(handler.BATCH_MAX, batch_max) for kind, handler in self.handlers.items()}
-        self.sizes = sizes
+        self.sizes = sizes = {kind: sizes[kind] for kind in self.kinds}
         self.groups = tuple(tuple(kind for kind in self.kinds if sizes[kind] == size) for size in sorted(set(sizes.values())))
         self.batches_max = threads * (1 + prefetch_batches)
         self.capacity = self.batches_max * max(sizes.values(), default=1)

@@ -276,13 +276,19 @@ def _pools(daemon: Daemon, journal: Journal) -> dict[str, Pool]:
             kinds[station.name],
             threads=config.threads() if station.device == CPU else 1,
             prefetch_batches=config.prefetch_batches + (0 if station.device == CPU else GPU_BATCHES_MORE),
-            batch_max=config.batch_max,
+            sizes=_sizes(kinds[station.name], station.device, config.batch_max),
             timeout_seconds=config.timeout_seconds,
             journal=journal,
             aside=None if station.device == CPU else aside,
         )
         for station in stations
     }
+
+
+def _sizes(kinds: Mapping[str, Handler], device: str, batch_max: int) -> dict[str, int]:
+    """The largest batch per kind. Models on a CPU gain nothing by batches: one by one, so that nothing waits here that another
+    host could run."""
+    return {kind: 1 if device == CPU and handler.ROLES else min(handler.BATCH_MAX, batch_max) for kind, handler in kinds.items()}
 
 
 def collect_less_garbage() -> None:

@@ -83,7 +83,7 @@ class OnePool:
             {"segment_visual": segment_visual},  # type: ignore[dict-item]
             threads=1,
             prefetch_batches=1,
-            batch_max=1,
+            sizes={"segment_visual": 1},
             timeout_seconds=60.0,
             journal=Journal(None, "bench", "bench"),
         )

@@ -46,7 +46,7 @@ class Bench:
         models: Models = MODELS,
         kinds: Mapping[str, Handler] | None = None,
     ) -> None:
-        self.made = made
+        self.made, kinds = made, kinds or {"k": made}
         self.answers: dict[Any, Answer] = {}
         self.dead = anyio.Event()
         self.died_of: PoolDiedError | None = None
@@ -55,10 +55,10 @@ class Bench:
         self.pool = Pool(
             "test",
             models,
-            kinds or {"k": made},
+            kinds,
             threads=threads,
             prefetch_batches=1,
-            batch_max=32,
+            sizes={kind: handler.BATCH_MAX for kind, handler in kinds.items()},
             timeout_seconds=timeout_seconds,
             journal=Journal(None, "w", "db"),
             aside=aside,

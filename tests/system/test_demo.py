@@ -25,6 +25,7 @@ from handlers.registry import discover
 pytestmark = pytest.mark.system
 ROOT = Path(__file__).resolve().parents[2]
 END_SECONDS_MAX = 60.0
+NEED_WEIGHTS = ("segment_concept",)
 
 
 @dataclass(slots=True, eq=False)
@@ -111,7 +112,7 @@ def test_the_demo_succeeds_and_prints_one_json_document(finished: Finished) -> N
 def test_every_example_ends_as_it_must(finished: Finished) -> None:
     tasks = finished.document()["tasks"]
     ends = [(task["title"], "done" if task["status"] == "done" else task["result"]["error"]["code"]) for task in tasks]
-    assert ends == [(example.title, example.ends) for example in EXAMPLES]
+    assert ends == [(example.title, example.ends) for example in EXAMPLES if example.kind not in NEED_WEIGHTS]
 
 
 def test_tasks_that_are_done_name_their_engine_and_time_and_found_something(finished: Finished) -> None:

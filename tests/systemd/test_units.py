@@ -64,7 +64,7 @@ def test_a_mistake_in_the_settings_is_not_restarted_and_everything_else_is() -> 
     unit = Unit(SERVICE)
     assert unit.of_service("Restart") == "always"
     assert unit.of_service("RestartPreventExitStatus") == "78"
-    assert unit.of_service("SuccessExitStatus") == "75"
+    assert unit.of_service("SuccessExitStatus") == "75 76"
     assert unit.get("Unit", "StartLimitIntervalSec") == "0"
 
 
