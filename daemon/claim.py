@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
 import structlog
 
@@ -37,7 +37,7 @@ class Claimer:
         self._gate = gate
         self._claim_max = claim_max
         self._starved = False
-        self._turn = 0
+        self._next: dict[str, int] = {}
         self._announce: Callable[[], Awaitable[None]]
         held.on_leave = self._room_came_free
 
@@ -54,7 +54,7 @@ class Claimer:
             self._starved = False
             found, more, suspects = False, False, False
             due: float | None = None
-            for pool, kinds in turns(pools, self._turn):
+            for pool, place, kinds in turns(pools, self._next):
                 room = min(pool.room(kinds, self._held.kinds(pool.name)), self._claim_max)
                 if room == 0:
                     self._starved = True
@@ -63,12 +63,13 @@ class Claimer:
                 found, suspects = found or bool(claimed.tasks), suspects or claimed.suspects
                 due = min((each for each in (due, claimed.next_due_seconds) if each is not None), default=None)
                 works = self._hold(pool, claimed)
+                if works:
+                    self._next[pool.name] = place + 1
                 if len(works) == room:  # there is more: ask for it first, and admit these while the database is at it
                     more = True
                     asyncio.get_running_loop().call_soon(admit, works)
                 else:
                     admit(works)
-            self._turn += 1
             if suspects:
                 await self._isolate(pools, admit, announce)
             elif not more:
@@ -121,10 +122,11 @@ class Claimer:
             self._wake.ring("slot")
 
 
-def turns(pools: Sequence[Pool], turn: int) -> Iterator[tuple[Pool, Sequence[str]]]:
-    """Per pool the kinds to claim together, those of one batch size: each group comes first once in a while, so that no kind
-    keeps another from the room that comes free."""
+def turns(pools: Sequence[Pool], first: Mapping[str, int]) -> Iterator[tuple[Pool, int, Sequence[str]]]:
+    """Per pool the kinds to claim together, those of one batch size, and the place of that group. It begins at `first`, which is
+    behind the group that got something last, so that no kind keeps another from the room that comes free."""
     for pool in pools:
-        first = turn % max(len(pool.groups), 1)
-        for kinds in pool.groups[first:] + pool.groups[:first]:
-            yield pool, kinds
+        count = len(pool.groups)
+        begin = first.get(pool.name, 0)
+        for place in range(begin, begin + count):
+            yield pool, place % count, pool.groups[place % count]

@@ -75,7 +75,7 @@ class Config(BaseModel):
     gpu_memory_mb: int | None = _named("MASKD_GPU_MEMORY_MB", None, ge=1024)
     precision: str = _named("MASKD_PRECISION", "auto", pattern="^(auto|bf16|fp32)$")
     compile: bool = _named("MASKD_COMPILE", False)
-    crop_layers: int = _named("MASKD_CROP_LAYERS", 0, ge=0, le=3)
+    crop_layers: int = _named("MASKD_CROP_LAYERS", 0, ge=0, le=2)
     cpu_runtime: str = _named("MASKD_CPU_RUNTIME", "auto", pattern="^(auto|onnxruntime|openvino|openvino-bf16)$")
     concept: str = _named("MASKD_CONCEPT", "auto", pattern="^(auto|sam3|mock)$")
     visual: str = _named("MASKD_VISUAL", "auto", pattern="^(auto|sam3|sam2|mobilesam|classical|mock)$")
@@ -90,6 +90,7 @@ class Config(BaseModel):
     masks_max: Count = _named("MASKD_MASKS_MAX", 100)
     texts_max: Count = _named("MASKD_TEXTS_MAX", 16)
     instances_max: Count = _named("MASKD_INSTANCES_MAX", 200)
+    result_masks_max: Count = _named("MASKD_RESULT_MASKS_MAX", 400)
 
     def database_dsn(self) -> str:
         """The DSN in clear, for the adapter that connects; never log it."""

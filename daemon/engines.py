@@ -15,9 +15,10 @@ from typing import Any
 import structlog
 
 from daemon.config import Config
+from daemon.infer import DeviceDiedError
 from handlers.base import Handler
 from models import mobile_sam, ort, sam2, sam3, torch_device, weights
-from models.base import Model, Models, Role
+from models.base import DeviceLostError, Model, Models, Role
 from models.cache import EmbeddingCache
 from models.card import Card
 from models.classical import Classical
@@ -29,6 +30,7 @@ from storage.base import ConfigurationError
 log = structlog.get_logger(__name__)
 
 MB = 1024 * 1024
+SLOW_FACTOR = 5.0
 CPU = "cpu"
 NETWORKS = {"sam3": ("sam3",), "sam2": ("sam2", "sam2-small")}
 """The engines in torch, and whose weights each takes, the best first."""
@@ -47,6 +49,12 @@ class Station:
     device: str
     models: Models
 
+    @property
+    def patience(self) -> float:
+        """How much longer than elsewhere work may take here."""
+        slow = self.device == CPU and any(self.models.of(role).engine == "sam3" for role in self.models.roles())
+        return SLOW_FACTOR if slow else 1.0
+
     def serves(self, handler: Handler) -> bool:
         """Whether a kind runs here: each of its roles has an engine, and at a GPU one of them is on it."""
         if not self.models.roles() >= handler.ROLES:
@@ -61,13 +69,27 @@ def build_stations(config: Config, cache: EmbeddingCache) -> list[Station]:
     """
     host = Host(config)
     cpu = Workshop(host, CPU, CPU)
-    engines = {role: host.choice(role) for role in GPU_ORDER}
-    at_cpu = {role: cpu.engine(role, name) for role, name in engines.items() if name and not host.on_gpu(name)}
-    stations = []
-    for device in host.gpus if any(name and host.on_gpu(name) for name in engines.values()) else ():
-        card = Workshop(host, f"gpu{device.rpartition(':')[2]}", device)
-        at_card = {role: card.engine(role, name) for role, name in engines.items() if name and host.on_gpu(name)}
-        stations.append(Station(card.name, device, Models(cache, make_room=card.make_room, **(at_cpu | at_card))))
+    cards = [Workshop(host, f"gpu{device.rpartition(':')[2]}", device) for device in host.gpus]
+    at_cpu: dict[str, Any] = {}
+    at_cards: list[dict[str, Any]] = [{} for _ in cards]
+    for role in GPU_ORDER:  # texts first: only then it shows what else that checkpoint can do
+        while (name := host.choice(role)) is not None:
+            try:
+                if not host.on_gpu(name):
+                    at_cpu[role] = cpu.engine(role, name)
+                else:
+                    for card, held in zip(cards, at_cards, strict=True):
+                        held[role] = card.engine(role, name)
+                break
+            except OnlyTextsError:
+                if host.named[role] != "auto":
+                    raise
+                host.only_texts.add(name)
+    stations = [
+        Station(card.name, card.device, Models(cache, make_room=card.make_room, **(at_cpu | held)))
+        for card, held in zip(cards, at_cards, strict=True)
+        if held
+    ]
     return [*stations, Station(CPU, CPU, Models(cache, **at_cpu))]
 
 
@@ -89,12 +111,18 @@ def describe(stations: Sequence[Station]) -> dict[str, dict[str, Any]]:
     return {str(role): _facts(s.models.of(role)) for s in reversed(stations) for role in sorted(s.models.roles())}
 
 
+class OnlyTextsError(ConfigurationError):
+    """A checkpoint that reads texts and knows no clicks."""
+
+
 class Host:
     """What there is to choose from."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.folder = config.weights_dir.expanduser()
+        self.only_texts: set[str] = set()
+        """Engines that turned out to know no clicks."""
         self.named = {"concept": config.concept, "visual": config.visual, "everything": config.everything}
         self.gpus = self._gpus()
 
@@ -104,8 +132,9 @@ class Host:
             return self.named[role]
         if role == "concept" and self.config.sam3_weights_path is not None:
             return "sam3"
-        here = [name for name in GPU_ORDER[role] if self.on_gpu(name) and self._can(name)]
-        return next(iter(here + [name for name in CPU_ORDER[role] if not self.on_gpu(name) and self._can(name)]), None)
+        names = [name for name in GPU_ORDER[role] if self.on_gpu(name)]
+        names += [name for name in CPU_ORDER[role] if not self.on_gpu(name)]
+        return next((name for name in names if name not in self.only_texts and self._can(name)), None)
 
     def on_gpu(self, name: str) -> bool:
         """Whether an engine runs on a GPU here."""
@@ -145,6 +174,8 @@ class Host:
         if demanded and not there:
             raise ConfigurationError(f"{demanded[0]}=cuda: {torch_device.why_no_cuda()}; or set {demanded[0]}=cpu")
         asked = there if self.config.gpus == "all" else [f"cuda:{index}" for index in self.config.gpus.split(",")]
+        if len(set(asked)) < len(asked):
+            raise ConfigurationError(f"MASKD_GPUS={self.config.gpus} names a device twice")
         if missing := [device for device in asked if device not in there]:
             raise ConfigurationError(
                 f"MASKD_GPUS={self.config.gpus}: there is no {missing[0]}; there are: {', '.join(there) or '-'}"
@@ -157,8 +188,8 @@ class Workshop:
 
     def __init__(self, host: Host, name: str, device: str) -> None:
         self.name = name
+        self.device = device
         self._host = host
-        self._device = device
         self._made: dict[str, Any] = {}
         budget_mb = host.config.gpu_memory_mb
         self._card = None if device == CPU else Card(device, None if budget_mb is None else budget_mb * MB)
@@ -172,10 +203,14 @@ class Workshop:
             except WeightsError as error:
                 raise ConfigurationError(f"{setting}={name}: {error}") from error
             except MemoryError as error:
-                raise ConfigurationError(f"{setting}={name} does not fit on {self._device}; raise MASKD_GPU_MEMORY_MB") from error
+                raise ConfigurationError(f"{setting}={name} does not fit on {self.device}; raise MASKD_GPU_MEMORY_MB") from error
+            except DeviceLostError as error:
+                raise DeviceDiedError(f"{self.device} answers nothing any more: {error}") from error
+            if self._card is not None and name in TORCH:
+                self._card.bring([self._made[name].network])
             log.info("engine.loaded", **_facts(self._made[name]))
         if role != "concept" and not getattr(self._made[name], "has_tracker", True):
-            raise ConfigurationError(f"{setting}: this checkpoint of {name} reads texts only; name another engine")
+            raise OnlyTextsError(f"{setting}={name}: this checkpoint reads texts only; name another engine")
         return self._made[name]
 
     def make_room(self, roles: frozenset[Role], models: Models) -> None:
@@ -203,11 +238,11 @@ class Workshop:
             path = weights.pull_network(name, self._host.folder, token=config.hf_token.get_secret_value())
         if path is None:
             raise WeightsError(weights.how_to_get(name, self._host.folder))
-        half = self._device != CPU if config.precision == "auto" else config.precision == "bf16"
+        half = self.device != CPU if config.precision == "auto" else config.precision == "bf16"
         torch_device.use_threads(config.threads())
-        engine = load(path, Placement(self._device, half, config.compile))
+        engine = load(path, Placement(self.device, half, config.compile))
         if config.compile:
-            log.info("engine.warming_up", engine=name, device=self._device)
+            log.info("engine.warming_up", engine=name, device=self.device)
             engine.warm_up()
         return engine
 

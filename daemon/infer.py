@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
@@ -45,24 +46,28 @@ class DeviceDiedError(PoolDiedError):
 
 
 class Threads:
-    """Daemon threads that make blocking calls; answers come back on the event loop. Calls must not raise."""
+    """Daemon threads that make blocking calls; answers come back on the event loop. Calls must not raise. `lost` of them hang
+    past their time limit."""
 
     def __init__(self, name: str, count: int) -> None:
         self.count = count
-        self._calls: SimpleQueue[tuple[Callable[[], Any], Callable[[Any], None]]] = SimpleQueue()
+        self.lost = 0
+        self._calls: SimpleQueue[tuple[Callable[[], Any], Callable[[Any], None], Callable[[], None] | None]] = SimpleQueue()
         self._loop = asyncio.get_running_loop()
         for number in range(count):
             threading.Thread(target=self._serve, name=f"{name}-{number}", daemon=True).start()
 
-    def submit(self, call: Callable[[], Any], done: Callable[[Any], None]) -> None:
-        """Run `call` on a thread, then `done(answer)` on the event loop."""
-        self._calls.put((call, done))
+    def submit(self, call: Callable[[], Any], done: Callable[[Any], None], began: Callable[[], None] | None = None) -> None:
+        """Run `call` on a thread, then `done(answer)` on the event loop; `began()` there once a thread has taken it."""
+        self._calls.put((call, done, began))
 
     def _serve(self) -> None:
         while True:
-            call, done = self._calls.get()
-            answer = call()
+            call, done, began = self._calls.get()
             try:
+                if began is not None:
+                    self._loop.call_soon_threadsafe(began)
+                answer = call()
                 self._loop.call_soon_threadsafe(done, answer)
             except RuntimeError:  # the loop is closed: the process is ending
                 return
@@ -74,8 +79,19 @@ class Running:
 
     number: int
     works: list[Work]
+    seconds_max: float
+    on: Threads
+    """Whose thread it is on, or waits for."""
     timer: asyncio.TimerHandle | None = None
     overdue: bool = False
+    lost: Threads | None = None
+    """Whose thread hangs in it."""
+    taken: bool = False
+    """Whether a thread has taken the step that it is at."""
+    given_back: bool = False
+    """Whether it never was on the device that is lost."""
+    too_many: int = 0
+    """How many jobs together ran out of memory."""
     started: float = field(default_factory=time.monotonic)
 
     def stop(self) -> None:
@@ -105,7 +121,6 @@ class Pool:
         self.models = models
         self.handlers = {kind: handler for kind, handler in handlers.items() if models.roles() >= handler.ROLES}
         self.kinds = tuple(sorted(self.handlers))
-        self.lost = 0
         self.sizes = sizes = {kind: sizes[kind] for kind in self.kinds}
         self.groups = tuple(tuple(kind for kind in self.kinds if sizes[kind] == size) for size in sorted(set(sizes.values())))
         self.batches_max = threads * (1 + prefetch_batches)
@@ -116,6 +131,8 @@ class Pool:
         self._slots = threads + (0 if aside is None else 1)  # a GPU's next batch is prepared while this one runs
         self._busy = 0
         self._batches = 0
+        self._running: set[Running] = set()
+        self._dead = False
         self._timeout = timeout_seconds
         self._journal = journal
         self.on_answers: Callable[[Sequence[Work], Sequence[Answer]], None] = lambda works, answers: None
@@ -124,11 +141,16 @@ class Pool:
     def room(self, kinds: Sequence[str], held: Mapping[str, int]) -> int:
         """How many works of `kinds`, which are one of `groups`, may be claimed beside what the pool holds of each kind: none
         for less than a batch, since small claims cost as much as large ones."""
-        if self.lost >= self._threads.count:
+        if self._dead or self.lost >= self._threads.count:
             return 0
         size = self.sizes[kinds[0]]
         free = self.batches_max - sum(count / self.sizes[kind] for kind, count in held.items())
         return int(free * size + 0.001) if free > 0.999 else 0
+
+    @property
+    def lost(self) -> int:
+        """Threads of this pool that hang past their time limit."""
+        return self._threads.lost
 
     def put(self, works: Sequence[Work]) -> None:
         """These works have all that they need."""
@@ -137,8 +159,8 @@ class Pool:
 
     def kick(self) -> None:
         """Start as many batches as there are free threads."""
-        while (free := self._slots - self._busy) > 0:
-            works = self.batcher.take(free)
+        while (free := self._slots - self._busy) > 0 and not self._dead:
+            works = self.batcher.take(free if self._aside is None else 1)
             if not works:
                 return
             self._start(works)
@@ -147,48 +169,91 @@ class Pool:
         handler = works[0].handler
         self._batches += 1
         self._busy += 1
-        running = Running(self._batches, works)
+        seconds_max = self._timeout * handler.TIMEOUT_FACTOR * len(works)
+        running = Running(self._batches, works, seconds_max, self._threads if self._aside is None else self._aside)
+        self._running.add(running)
         for work in works:
             work.begun = True
         metrics.BATCH.labels(works[0].task.kind).observe(len(works))
         metrics.BEGUN.inc(len(works))
         self._journal.begin(running.number, [work.task.id for work in works])
-        seconds = self._timeout * handler.TIMEOUT_FACTOR * len(works)
-        running.timer = asyncio.get_running_loop().call_later(seconds, self._overdue, running)
         if self._aside is None:
-            self._threads.submit(lambda: run_batch(handler, running, self.models), lambda answers: self._done(running, answers))
+            self._submit(self._threads, running, partial(run_batch, handler, running, self.models), self._answered)
         else:
-            self._aside.submit(
-                lambda: prepare_batch(handler, running, self.models),
-                lambda prepared: self._prepared(handler, running, prepared),
-            )
+            self._submit(self._aside, running, partial(prepare_batch, handler, running, self.models), self._prepared)
 
-    def _prepared(self, handler: Handler, running: Running, prepared: list[Any]) -> None:
-        self._threads.submit(
-            lambda: infer_batch(handler, running, prepared, self.models), lambda raws: self._inferred(handler, running, raws)
-        )
+    def _submit(self, threads: Threads, running: Running, call: Callable[[], Any], then: Callable[[Running, Any], None]) -> None:
+        """One step of a batch. Its time runs from when a thread takes it: what waits in line hangs nowhere."""
+        running.on, running.taken = threads, False
+        threads.submit(call, partial(self._stepped, running, then), partial(self._limit, running))
 
-    def _inferred(self, handler: Handler, running: Running, raws: list[Any]) -> None:
-        assert self._aside is not None
-        self._release(running)
-        self._aside.submit(lambda: finish_batch(handler, running, raws), lambda answers: self._answer(running, answers))
+    def _limit(self, running: Running) -> None:
+        running.taken = True
+        running.timer = asyncio.get_running_loop().call_later(running.seconds_max, self._overdue, running)
 
-    def _done(self, running: Running, answers: list[Answer]) -> None:
-        self._release(running)
-        self._answer(running, answers)
-
-    def _release(self, running: Running) -> None:
-        """The thread is back; what it brings is only wanted when it was in time."""
-        assert running.timer is not None
-        running.timer.cancel()
-        self._busy -= 1
-        self._journal.end(running.number)
-        metrics.BEGUN.dec(len(running.works))
-        if running.overdue:
-            self.lost -= 1
+    def _stepped(self, running: Running, then: Callable[[Running, Any], None], answer: Any) -> None:
+        """A step is over, and its thread is back; what it brings is only wanted when it was in time."""
+        if running.timer is not None:
+            running.timer.cancel()
+        if running.lost is not None:
+            running.lost.lost -= 1
+            running.lost = None
             metrics.THREADS_LOST.labels(self.name).set(self.lost)
             log.warning("infer.returned", pool=self.name, seconds=round(time.monotonic() - running.started, 1))
+        then(running, answer)
+
+    def _prepared(self, running: Running, prepared: list[Any]) -> None:
+        if running.overdue or self._dead:
+            self._free()
+            self._end(running)
+            return
+        handler = running.works[0].handler
+        self._submit(self._threads, running, partial(infer_batch, handler, running, prepared, self.models), self._inferred)
+
+    def _inferred(self, running: Running, raws: list[Any]) -> None:
+        if running.given_back:
+            self._free()
+            self._end(running)
+            return
+        assert self._aside is not None
+        self._look_for_loss(running, raws)
+        self._free()
+        handler = running.works[0].handler
+        self._submit(self._aside, running, partial(finish_batch, handler, running, raws), self._finished)
+
+    def _finished(self, running: Running, answers: list[Answer]) -> None:
+        self._end(running)
+        self._answer(running, answers)
+
+    def _answered(self, running: Running, answers: list[Answer]) -> None:
+        self._look_for_loss(running, answers)
+        self._end(running)
+        self._free()
+        self._answer(running, answers)
+
+    def _free(self) -> None:
+        self._busy -= 1
         self.kick()
+
+    def _end(self, running: Running) -> None:
+        """Nothing of a batch runs any more."""
+        self._running.discard(running)
+        self._journal.end(running.number)
+        metrics.BEGUN.dec(len(running.works))
+
+    def _look_for_loss(self, running: Running, answers: Sequence[Any]) -> None:
+        """When the device is lost nothing is started any more, and what has not been on it is nobody's fault."""
+        lost = next((answer for answer in answers if isinstance(answer, DeviceLostError)), None)
+        if lost is None or self._dead:
+            return
+        self._dead = True
+        log.error("infer.device_lost", pool=self.name, reason=str(lost))
+        for other in self._running - {running}:
+            if other.on is not self._threads or not other.taken:
+                other.given_back = True
+                for work in other.works:
+                    work.begun = False
+        self.on_dead(DeviceDiedError(f"the device of pool {self.name} answers nothing any more: {lost}"))
 
     def _answer(self, running: Running, answers: list[Answer]) -> None:
         seconds = time.monotonic() - running.started
@@ -196,18 +261,15 @@ class Pool:
         spent = {"infer": round(seconds * 1000, 1)}
         for work in running.works:
             work.stages_ms = {**work.stages_ms, **spent} if work.stages_ms else spent
-        if any(isinstance(answer, MemoryError) for answer in answers) and len(answers) > 1:
-            self.batcher.halve(running.works[0].task.kind, len(answers))
+        if running.too_many > 1:
+            self.batcher.halve(running.works[0].task.kind, running.too_many)
         if not running.overdue:
             self.on_answers(running.works, answers)
-        lost = next((answer for answer in answers if isinstance(answer, DeviceLostError)), None)
-        if lost is not None:
-            log.error("infer.device_lost", pool=self.name, reason=str(lost))
-            self.on_dead(DeviceDiedError(f"the device of pool {self.name} answers nothing any more: {lost}"))
 
     def _overdue(self, running: Running) -> None:
         running.overdue = True
-        self.lost += 1
+        running.lost = running.on
+        running.on.lost += 1
         metrics.THREADS_LOST.labels(self.name).set(self.lost)
         log.error(
             "infer.overdue", pool=self.name, tasks=[work.task.id for work in running.works], kind=running.works[0].task.kind
@@ -215,7 +277,7 @@ class Pool:
         self.on_answers(running.works, [TimedOutError(alone=len(running.works) == 1) for _ in running.works])
         for work in running.works:
             work.stopped = True
-        if self.lost >= self._threads.count:
+        if running.on.lost >= running.on.count:
             self.on_dead(PoolDiedError(f"every thread of pool {self.name} hangs past its time limit"))
 
 
@@ -231,8 +293,10 @@ def prepare_batch(handler: Handler, running: Running, models: Models) -> list[An
 
 def infer_batch(handler: Handler, running: Running, prepared: Sequence[Any], models: Models) -> list[Any]:
     """Raw answers or exceptions, per work; a batch that fails as a whole is tried one by one, by halves if memory ran out."""
+    if running.given_back:
+        return []
     good = [item for item in prepared if not isinstance(item, Exception)]
-    answers = iter(_infer(handler, good, models, running.stop))
+    answers = iter(_infer(handler, good, models, running))
     return [item if isinstance(item, Exception) else next(answers) for item in prepared]
 
 
@@ -242,16 +306,18 @@ def finish_batch(handler: Handler, running: Running, raws: Sequence[Any]) -> lis
     return [raw if isinstance(raw, Exception) else _attempt(handler.finish, work.job, raw) for work, raw in pairs]
 
 
-def _infer(handler: Handler, items: Sequence[Any], models: Models, stop: Callable[[], None]) -> Sequence[Any]:
+def _infer(handler: Handler, items: Sequence[Any], models: Models, running: Running) -> Sequence[Any]:
     if not items:
         return ()
-    answers = _attempt(_run, handler, items, models, stop)
+    answers = _attempt(_run, handler, items, models, running.stop)
     if isinstance(answers, Exception):
         if len(items) == 1 or isinstance(answers, StoppedError | DeviceLostError):
             return [answers] * len(items)
+        if isinstance(answers, MemoryError):
+            running.too_many = max(running.too_many, len(items))
         part = len(items) // 2 if isinstance(answers, MemoryError) else 1
         parts = [items[first : first + part] for first in range(0, len(items), part)]
-        return [answer for each in parts for answer in _infer(handler, each, models, stop)]
+        return [answer for each in parts for answer in _infer(handler, each, models, running)]
     if len(answers) != len(items):
         return [RuntimeError(f"the handler answered {len(answers)} of {len(items)} jobs")] * len(items)
     return answers  # type: ignore[no-any-return]
@@ -268,3 +334,5 @@ def _attempt(call: Callable[..., Any], *args: Any) -> Any:
         return call(*args)
     except Exception as error:
         return error
+    except BaseException as error:  # a panic in native code comes as one; the thread must live on
+        return RuntimeError(f"{type(error).__name__}: {error}")

@@ -10,6 +10,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -231,15 +232,7 @@ def assemble(daemon: Daemon, templates: list[str], journal: Journal) -> Parts:
         config.threads(),
         config.timeout_seconds,
     )
-    asks = Limits(
-        config.text_characters_max,
-        config.points_max,
-        config.objects_max,
-        config.points_per_side_max,
-        config.masks_max,
-        config.texts_max,
-        config.instances_max,
-    )
+    asks = Limits(**{each.name: getattr(config, each.name) for each in fields(Limits)})
     keys = build_keys(config)
     lease = Lease(store, daemon.worker, held, config.lease_seconds, config.unserved_seconds)
     lease.kinds = tuple(sorted({kind for pool in pools.values() for kind in pool.kinds}))
@@ -277,7 +270,7 @@ def _pools(daemon: Daemon, journal: Journal) -> dict[str, Pool]:
             threads=config.threads() if station.device == CPU else 1,
             prefetch_batches=config.prefetch_batches + (0 if station.device == CPU else GPU_BATCHES_MORE),
             sizes=_sizes(kinds[station.name], station.device, config.batch_max),
-            timeout_seconds=config.timeout_seconds,
+            timeout_seconds=config.timeout_seconds * station.patience,
             journal=journal,
             aside=None if station.device == CPU else aside,
         )

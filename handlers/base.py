@@ -36,6 +36,7 @@ class Limits:
     masks_max: int = 100
     texts_max: int = 16
     instances_max: int = 200
+    result_masks_max: int = 400
 
 
 @dataclass(slots=True, eq=False)  # one a task: freezing would cost more than all the rest of making it

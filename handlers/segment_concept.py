@@ -22,10 +22,10 @@ from models.base import ConceptPrompt, ConceptQuestion, ConceptSegmenter, Later,
 
 ROLES = frozenset({Role.CONCEPT})
 BATCH_MAX = 8
-TIMEOUT_FACTOR = 1.0
+TIMEOUT_FACTOR = 2.0
 
 UNNAMED = "example"
-LATIN = ("LATIN", "MODIFIER", "FEMININE", "MASCULINE")
+LATIN = ("LATIN", "MODIFIER", "FEMININE", "MASCULINE", "MICRO", "KELVIN", "ANGSTROM", "OHM")
 """How the Unicode names of letters that the text encoder may know begin."""
 
 
@@ -59,6 +59,9 @@ class Wish:
     examples: tuple[Example, ...]
     threshold: float
     max_instances: int
+    places: tuple[int, ...] = ()
+    """Of each text, where it stood in `texts`; none where there was only one."""
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +93,13 @@ def parse(request: Request, limits: Limits) -> Wish:
         raise RejectedError("params_invalid", "Boxes beside several texts are ambiguous; give one text, or several tasks.")
     if params.max_instances > limits.instances_max:
         raise RejectedError("params_invalid", f"max_instances may be at most {limits.instances_max}.")
-    return Wish(texts, examples, params.threshold, params.max_instances)
+    most = params.max_instances
+    warnings: tuple[str, ...] = ()
+    share = max(limits.result_masks_max // max(len(texts), 1), 1)
+    if share < most:
+        warnings = (f"max_instances was lowered to {share}: {len(texts)} texts share {limits.result_masks_max} masks",)
+    places = () if params.texts is None or len(params.texts) == 1 else _places(params.texts, texts)
+    return Wish(texts, examples, params.threshold, min(most, share), places, warnings)
 
 
 def inputs(params: Wish) -> Inputs:
@@ -122,14 +131,13 @@ def run(prepared: Sequence[Prepared], models: Models, stop: Stop) -> list[Answer
 def finish(job: Job, raw: Answer) -> Result:
     """Draw every instance; with several texts `object` is the place of the one that it belongs to."""
     wish: Wish = job.params
-    several = len(wish.texts) > 1
     instances = [
-        Instance(mask, wish.texts[index] if wish.texts else UNNAMED, index if several else None)
+        Instance(mask, wish.texts[index] if wish.texts else UNNAMED, wish.places[index] if wish.places else None)
         for index, later in enumerate(raw.instances)
         for mask in later()
         if mask.bits.size
     ]
-    return result(job, instances, source_of(job).size_wh, raw.facts, threshold=wish.threshold)
+    return result(job, instances, source_of(job).size_wh, raw.facts, threshold=wish.threshold, warnings=wish.warnings)
 
 
 def _model(models: Models) -> ConceptSegmenter:
@@ -165,6 +173,11 @@ def _texts(params: ConceptParams, text_prompt: str | None, limits: Limits) -> tu
     for text in texts:
         _check_language(text or "")
     return tuple(dict.fromkeys(text for text in texts if text is not None))
+
+
+def _places(given: Sequence[str], texts: Sequence[str]) -> tuple[int, ...]:
+    stripped = [text.strip() for text in given]
+    return tuple(stripped.index(text) for text in texts)
 
 
 def _check_language(text: str) -> None:

@@ -21,6 +21,8 @@ from models.framing import Floats, Frame, box_of, crop_around, enlarged
 from models.masks import BoxXYXY, nms
 
 STABILITY_OFFSET = 1.0
+MASKS_MAX = 1000
+"""Of an answer, the best by predicted IoU: more than that is noise, which takes minutes to enlarge and to write."""
 HELD_BYTES_MAX = 256 * 1024 * 1024
 """Of candidates' logits; above it the overlapping ones are dropped before all clicks are answered."""
 CROP_OVERLAP = 512 / 1500
@@ -81,7 +83,7 @@ def everywhere(
     for window, clicks in looks:
         held += _through(window, clicks, size_hw, options, batch, stop, held_bytes_max)
     kept = _apart(held, [-math.prod(candidate.window.frame.size_hw) for candidate in held], options.box_nms_thresh)
-    return partial(_enlarged, kept, max(options.min_mask_area, 1), stop)
+    return partial(_enlarged, kept[:MASKS_MAX], max(options.min_mask_area, 1), stop)
 
 
 def crop_boxes(size_hw: tuple[int, int], layers: int) -> list[BoxXYXY]:
@@ -161,7 +163,8 @@ def _cut_off(candidate: Candidate, size_hw: tuple[int, int]) -> bool:
 
 
 def _best_apart(candidates: list[Candidate], iou_max: float) -> list[Candidate]:
-    return _apart(candidates, [candidate.predicted_iou for candidate in candidates], iou_max)
+    """One of all that overlap, the best first, as many as an answer may have."""
+    return _apart(candidates, [candidate.predicted_iou for candidate in candidates], iou_max)[:MASKS_MAX]
 
 
 def _apart(candidates: list[Candidate], scores: list[float], iou_max: float) -> list[Candidate]:

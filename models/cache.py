@@ -79,7 +79,7 @@ class EmbeddingCache:
 
     def get(self, embedder: Embedder, views: Sequence[View], of_session: bool = False) -> list[tuple[Embedding, bool]]:
         """Per view its embedding by that model, and whether it was there or on its way already; the others are computed in one
-        call. Raises what `embedder.embed` raises, to every thread that waited for it; the next question tries again.
+        call. Raises what `embedder.embed` raises; whoever waited for it asks again, alone.
         """
         answers: list[tuple[Embedding | Future[Embedding], bool]] = []
         mine: dict[Key, View] = {}
@@ -102,7 +102,13 @@ class EmbeddingCache:
                 answers.append((self._pending[key], known))
         if mine:
             self._compute(mine, embedder, of_session)
-        return [(answer.result() if isinstance(answer, Future) else answer, cached) for answer, cached in answers]
+        found = [
+            (self._awaited(answer, view, embedder, of_session) if isinstance(answer, Future) else answer, cached)
+            for (answer, cached), view in zip(answers, views, strict=True)
+        ]
+        if of_session:
+            self._hold_for_sessions([_key(embedder, view.content_hash) for view in views])
+        return found
 
     def discard(self, content_hash: str) -> None:
         """Forget that image for every model."""
@@ -111,10 +117,12 @@ class EmbeddingCache:
                 del self._entries[key]
 
     def _compute(self, mine: dict[Key, View], embedder: Embedder, of_session: bool) -> None:
-        """Embed these and tell whoever waits for one of them, of the answer or of the failure."""
+        """Embed these and tell whoever waits for one of them, of the answer or that there is none."""
         try:
             smalls = [embedder.shrink(view.image_hwc) if view.small is None else view.small for view in mine.values()]
             embeddings = embedder.embed(smalls)
+            if len(embeddings) != len(smalls):
+                raise RuntimeError(f"{embedder.engine} made {len(embeddings)} embeddings of {len(smalls)} images")
         except BaseException as error:  # the waiters must hear of it, whatever it is
             for future in self._answered(mine):
                 future.set_exception(error)
@@ -124,6 +132,20 @@ class EmbeddingCache:
                 self._keep(key, Entry(embedding, of_session))
         for future, embedding in zip(self._answered(mine), embeddings, strict=True):
             future.set_result(embedding)
+
+    def _awaited(self, future: Future[Embedding], view: View, embedder: Embedder, of_session: bool) -> Embedding:
+        """What another thread makes, or has made. Its failure may be another image's: then this one is asked for alone."""
+        try:
+            return future.result()
+        except BaseException:
+            return self.get(embedder, [view], of_session)[0][0]
+
+    def _hold_for_sessions(self, keys: Sequence[Key]) -> None:
+        """What a task had begun and a session asked for too outlives tasks."""
+        with self._lock:
+            for key in keys:
+                if key in self._entries:
+                    self._entries[key] = Entry(self._entries[key].embedding, True)
 
     def _answered(self, mine: dict[Key, View]) -> list[Future[Embedding]]:
         with self._lock:

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from models.amg import crop_boxes
-from models.base import Embedding, EverythingOptions, ImageHWC, Later, Stop, VisualQuestion
+from models.base import DeviceLostError, Embedding, EverythingOptions, ImageHWC, Later, Stop, VisualQuestion
 from models.masks import BoxXYXY
 from models.promptable import Maps, Promptable, placed
 from models.torch_device import Placement, details, inference, require
@@ -137,7 +137,8 @@ def load(path: Path, placement: Placement, crop_layers: int = 0) -> Sam2:
     """
     require()
     checksum = check(path / WEIGHTS_FILE)
-    network = placed(_network(path), placement)
+    with inference():
+        network = placed(_network(path), placement)
     prompts = network.prompt_encoder
     objects_max = OBJECTS_MAX_CPU if placement.device == "cpu" else OBJECTS_MAX
     promptable = Promptable(network, prompts.input_image_size, prompts.mask_input_size[0], placement, objects_max)
@@ -195,8 +196,8 @@ def _try(engine: Sam2, file: Path) -> None:
         seen: Seen = embedding.data
         finite = [bool(level.isfinite().all()) for level in seen.maps]
         logits, ious = promptable.click(seen.maps, embedding.size_hw, (side / 2, side / 4))
-    except MemoryError as error:
-        raise WeightsError(f"{file} does not fit on {engine.device}: {error}") from error
+    except (MemoryError, DeviceLostError):
+        raise
     except Exception as error:  # as above
         raise WeightsError(f"{file} fails on a grey image: {_words(error)}") from error
     if not (all(finite) and np.isfinite(logits).all() and np.isfinite(ious).all()):

@@ -40,6 +40,7 @@ from models.weights import WeightsError
 Tensor = Any
 BUCKETS = (1, 2, 4, 8)
 """How many images or prompts a compiled graph takes: one graph each."""
+GRAPHS_MAX = 128
 IMAGES_MAX = BUCKETS[-1]
 PROMPTS_MAX, PROMPTS_MAX_ON_CPU = BUCKETS[-1], 2
 """Prompts in one pass take some hundred megabytes each; a CPU gains nothing by many."""
@@ -66,9 +67,11 @@ class Sam3:
     """ConceptSegmenter, and where the checkpoint has a tracker VisualSegmenter and EverythingSegmenter; `load` makes one. Safe on
     many threads at once: nothing of it changes but its texts, which are locked.
 
-    An embedding's `data` is (patches, width) on the device. `vit` and `head` are the detector's two steps, compiled or not.
+    `network` holds both, what they share once. An embedding's `data` is (patches, width) on the device. `vit` and `head` are the
+    detector's two steps, compiled or not.
     """
 
+    network: Any
     detector: Any
     tracker: Any
     clicks: Promptable | None
@@ -85,13 +88,6 @@ class Sam3:
     @property
     def device(self) -> str:
         return self.placement.device
-
-    @property
-    def network(self) -> Any:
-        """Everything that takes memory on the device, what both share once."""
-        import torch
-
-        return torch.nn.ModuleList([each for each in (self.detector, self.tracker) if each is not None])
 
     def details(self) -> dict[str, Any]:
         """Precision and size, for the log and /health."""
@@ -246,10 +242,13 @@ def load(path: Path, placement: Placement, vocabulary: Path | None = None, promp
     the network is built as released. The vocabulary lies beside the weights, or at `vocabulary`, a file or folder.
     """
     torch_device.require()
+    import torch
+
     checkpoint = read(path)
     config = checkpoint.detector_config
     words = load_vocabulary(vocabulary or checkpoint.file.parent, config.text_config.vocab_size)
-    detector, tracker = networks(checkpoint, placement)
+    with inference():
+        detector, tracker = networks(checkpoint, placement)
     backbone = config.vision_config.backbone_config
     grid = backbone.image_size // backbone.patch_size
     sam3_detector.prepare(detector, grid)
@@ -264,6 +263,7 @@ def load(path: Path, placement: Placement, vocabulary: Path | None = None, promp
     vit, head = _graphs(detector, placement)
     most = prompts_max or (PROMPTS_MAX_ON_CPU if placement.device == "cpu" else PROMPTS_MAX)
     engine = Sam3(
+        network=torch.nn.ModuleList([each for each in (detector, tracker) if each is not None]),
         detector=detector,
         tracker=tracker,
         clicks=clicks,
@@ -293,6 +293,8 @@ def _graphs(detector: Any, placement: Placement) -> tuple[Callable[[Tensor], Ten
         return look, answer
     import torch
 
+    # One graph per size of batch and step, for every card of this process; the default would be used up by two of them.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS_MAX)
     return torch.compile(look, fullgraph=True, dynamic=False), torch.compile(answer, fullgraph=True, dynamic=False)
 
 

@@ -139,3 +139,24 @@ def test_damaged_weights_are_not_passed_over_in_silence(tmp_path: Path) -> None:
 def test_a_name_that_is_no_engine_is_a_mistake_in_the_settings(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="MASKD_VISUAL"):
         config_of(tmp_path, MASKD_VISUAL="sam9")
+
+
+def test_a_checkpoint_that_knows_no_clicks_leaves_them_to_the_next_engine(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="needs torch")
+    path = detector_only(tmp_path)
+    named = {"SAM3_WEIGHTS_PATH": str(path), "MASKD_CONCEPT": "sam3"}
+    assert engines(tmp_path, **named)["visual"] == "classical"
+    said = refusal(tmp_path, **named, MASKD_VISUAL="sam3")
+    assert said == "MASKD_VISUAL=sam3: this checkpoint reads texts only; name another engine"
+
+
+def detector_only(folder: Path) -> Path:
+    """A small SAM 3 without its tracker, as the hub has plain detectors."""
+    from safetensors.torch import load_file, save_file
+    from support.sam3_checkpoints import folder as sam3
+
+    path = folder / "detector"
+    shutil.copytree(sam3(), path)
+    kept = {name: values for name, values in load_file(path / "model.safetensors").items() if name.startswith("detector_model.")}
+    save_file(kept, path / "model.safetensors", metadata={"format": "pt"})
+    return path

@@ -21,7 +21,12 @@ pytestmark = pytest.mark.anyio
 MODELS = Models(EmbeddingCache(0))
 
 
-def kind(run: Callable[..., Sequence[Any]], prepare: Callable[[Job], Any] = lambda job: job.params, batch: int = 8) -> Handler:
+def kind(
+    run: Callable[..., Sequence[Any]],
+    prepare: Callable[[Job], Any] = lambda job: job.params,
+    batch: int = 8,
+    finish: Callable[[Job, Any], Result] = lambda job, raw: Result(metadata={"raw": raw}),
+) -> Handler:
     return handler(
         ROLES=frozenset(),
         BATCH_MAX=batch,
@@ -30,7 +35,7 @@ def kind(run: Callable[..., Sequence[Any]], prepare: Callable[[Job], Any] = lamb
         inputs=lambda params: Inputs(source=False),
         prepare=lambda job, models: prepare(job),
         run=run,
-        finish=lambda job, raw: Result(metadata={"raw": raw}),
+        finish=finish,
     )
 
 
@@ -77,6 +82,8 @@ class Bench:
             self._count.set()
 
     async def give(self, *params: Any) -> dict[Any, Answer]:
+        self.answers.clear()
+        self._count = anyio.Event()
         works = [Work(a_task("k"), self.made, "test", params=each, job=Job("t", each)) for each in params]
         self._wanted = len(params)
         self.pool.put(works)
@@ -224,3 +231,104 @@ def test_room_is_counted_in_batches_of_each_kind() -> None:
         assert (pool.room(["one"], {"many": 9}), pool.room(["many"], {"one": 2})) == (0, 0)
 
     anyio.run(measure)
+
+
+async def test_a_batch_size_that_did_not_fit_is_remembered() -> None:
+    tried: list[int] = []
+
+    def run(items: Sequence[int], models: Models, stop: Any) -> list[int]:
+        tried.append(len(items))
+        if len(items) > 4:
+            raise MemoryError
+        return list(items)
+
+    bench = Bench(kind(run))
+    await bench.give(*range(8))
+    await bench.give(*range(100, 108))
+    assert tried == [8, 4, 4, 4, 4]
+
+
+async def test_what_waits_for_a_busy_device_is_not_out_of_time() -> None:
+    let_go = threading.Event()
+
+    def run(items: Sequence[int], models: Models, stop: Any) -> list[int]:
+        if 0 in items:
+            let_go.wait(30)
+        return list(items)
+
+    bench = Bench(kind(run), aside=Threads("aside", 2))
+    works = [Work(a_task("k"), bench.made, "test", params=each, job=Job("t", each)) for each in range(9)]
+    bench._wanted = 9
+    bench.pool.put(works[:8])
+    bench.pool.put(works[8:])
+    device = bench.pool._threads
+    with anyio.fail_after(20):
+        while sorted(running.taken for running in bench.pool._running if running.on is device) != [False, True]:
+            await anyio.lowlevel.checkpoint()
+    (waits,) = [running for running in bench.pool._running if running.on is device and not running.taken]
+    assert waits.timer is not None
+    assert waits.timer.cancelled()
+    let_go.set()
+    with anyio.fail_after(20):
+        await bench._count.wait()
+    assert {type(answer) for answer in bench.answers.values()} == {Result}
+    assert not bench.dead.is_set()
+
+
+async def test_finishing_has_a_time_limit_and_a_culprit() -> None:
+    let_go = threading.Event()
+
+    def finish(job: Job, raw: Any) -> Result:
+        let_go.wait(30)
+        return Result()
+
+    bench = Bench(kind(lambda items, models, stop: list(items), finish=finish), aside=Threads("aside", 2), timeout_seconds=0.1)
+    ended: list[int] = []
+    bench.pool._journal.end = ended.append  # type: ignore[method-assign]
+    answers = await bench.give(1)
+    assert isinstance(answers[1], TimedOutError)
+    assert ended == [], "the journal names it for as long as it runs"
+    let_go.set()
+    with anyio.fail_after(10):
+        while not ended:
+            await anyio.lowlevel.checkpoint()
+    assert not bench.dead.is_set(), "a thread beside the device is no device"
+
+
+async def test_what_was_not_on_a_lost_device_is_nobodys_fault() -> None:
+    begun = threading.Event()
+    let_go = threading.Event()
+
+    def run(items: Sequence[int], models: Models, stop: Any) -> list[int]:
+        begun.set()
+        let_go.wait(30)
+        raise DeviceLostError("CUDA error")
+
+    bench = Bench(kind(run, batch=1), aside=Threads("aside", 1))
+    works = [Work(a_task("k"), bench.made, "test", params=each, job=Job("t", each)) for each in range(4)]
+    bench._wanted = 1
+    bench.pool.put(works)
+    await anyio.to_thread.run_sync(begun.wait, 10)
+    let_go.set()
+    with anyio.fail_after(10):
+        await bench.dead.wait()
+        await bench._count.wait()
+    assert list(bench.answers) == [0]
+    assert [work.begun for work in works] == [True, False, False, False]
+    assert bench.pool.room(["k"], {}) == 0
+
+
+async def test_a_panic_in_native_code_leaves_the_thread_alive() -> None:
+    class Panic(BaseException):
+        pass
+
+    def run(items: Sequence[int], models: Models, stop: Any) -> list[int]:
+        if items == [1]:
+            raise Panic("index out of bounds")
+        return list(items)
+
+    bench = Bench(kind(run))
+    answers = await bench.give(1)
+    assert isinstance(answers[1], RuntimeError)
+    assert "Panic" in str(answers[1])
+    assert isinstance((await bench.give(2))[2], Result)

@@ -66,7 +66,7 @@ def test_what_cannot_be_answered_is_refused_in_words(params: Mapping[str, Any], 
     assert words in said[1]
 
 
-@pytest.mark.parametrize("text", ["a café table", "naïve façade", "2nd car, left!", "São Paulo's trees", "n° 5"])
+@pytest.mark.parametrize("text", ["a café table", "naïve façade", "2nd car, left!", "São Paulo's trees", "n° 5", "5 µm"])
 def test_accents_figures_and_signs_are_no_other_language(text: str) -> None:
     assert parsed({}, text).texts == (text,)
 
@@ -93,6 +93,18 @@ def test_each_text_has_its_instances_its_category_and_its_place() -> None:
     document = json.loads(blob(result, "masks_url"))
     assert [category["name"] for category in document["categories"]] == ["car", "x"]
     assert result.metadata["threshold"] == 0.75
+
+
+def test_the_place_of_a_text_is_where_it_stood_also_when_texts_repeat() -> None:
+    result = done(segment_concept, job_of(segment_concept, {"texts": ["cup", "cup ", "x"], "threshold": 0.85}), models_of("mock"))
+    assert [(label["label"], label["object"]) for label in result.labels] == [("cup", 0), ("x", 2)]
+
+
+def test_many_texts_share_the_masks_of_a_result_and_the_result_says_so() -> None:
+    wish = parsed({"texts": [f"thing {number}" for number in range(16)], "max_instances": 200})
+    assert wish.max_instances == 25
+    result = done(segment_concept, job_of(segment_concept, {"texts": ["a", "b", "c"], "max_instances": 200}), models_of("mock"))
+    assert result.metadata["warnings"] == ["max_instances was lowered to 133: 3 texts share 400 masks"]
 
 
 def test_one_text_needs_no_place_and_max_instances_keeps_the_best() -> None:

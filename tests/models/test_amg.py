@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import pytest
 from support.kinds import never_stop
 
-from models.amg import Clicks, Points, Window, crop_boxes, everything, everywhere, grid, stability
+from models.amg import HELD_BYTES_MAX, MASKS_MAX, Clicks, Points, Window, crop_boxes, everything, everywhere, grid, stability
 from models.base import EverythingOptions, Mask, StoppedError, pack
 from models.framing import Floats, Frame, fitted
 from models.masks import mask_iou, nms
@@ -183,3 +184,18 @@ class Stopping:
     def __call__(self) -> None:
         if self.now:
             raise StoppedError
+
+
+def test_an_answer_has_so_many_masks_at_most_the_best_of_them() -> None:
+    frame = fitted((64, 64), 64, 64)
+
+    def clicks(points_xy: npt.NDArray[np.float64]) -> tuple[Floats, Floats]:
+        logits = np.full((len(points_xy), 1, 64, 64), -5, dtype=np.float32)
+        for index, (x, y) in enumerate(points_xy):
+            logits[index, 0, int(y), int(x)] = 5
+        ious = np.linspace(0.5, 1, len(points_xy), dtype=np.float32)[:, None]
+        return logits, ious
+
+    options = EverythingOptions(points_per_side=40, pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=1)
+    for held_bytes_max in (HELD_BYTES_MAX, 1):
+        assert len(everything(clicks, frame, options, 1600, never_stop, held_bytes_max)()) == MASKS_MAX

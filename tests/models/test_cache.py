@@ -195,3 +195,48 @@ def test_shrunk_images_that_nobody_asks_for_again_are_few() -> None:
     assert len(model.shrunk) == SMALLS_MAX + 1
     cache.view(model, "0", IMAGE)
     assert len(model.shrunk) == SMALLS_MAX + 2
+
+
+def test_a_failure_of_another_image_is_not_ones_own() -> None:
+    cache, waiting = EmbeddingCache(100), threading.Event()
+
+    class Picky(Counting):
+        """Fails whenever more than one image comes, once somebody waits for one of them."""
+
+        def embed(self, smalls: Sequence[ImageHWC]) -> list[Embedding]:
+            if len(smalls) > 1:
+                waiting.set()
+                until(lambda: cache.hits == 1)
+                raise ValueError("the first is bad")
+            return super().embed(smalls)
+
+    with ThreadPoolExecutor(2) as threads:
+        both = threads.submit(cache.get, Picky(), [View("bad", IMAGE), View("good", IMAGE)])
+        assert waiting.wait(WAIT_SECONDS)
+        alone = threads.submit(cached, cache, Picky(), "good", IMAGE)
+        assert str(both.exception(WAIT_SECONDS)) == "the first is bad"
+        assert alone.result(WAIT_SECONDS)[0].nbytes == 10
+
+
+def test_an_engine_that_answers_too_little_leaves_nobody_waiting() -> None:
+    class Short(Counting):
+        def embed(self, smalls: Sequence[ImageHWC]) -> list[Embedding]:
+            return super().embed(smalls)[1:]
+
+    cache = EmbeddingCache(100)
+    with pytest.raises(RuntimeError, match="made 0 embeddings of 1 images"):
+        cached(cache, Short(), "a", IMAGE)
+    assert cached(cache, Counting(), "a", IMAGE)[1] is False
+
+
+def test_what_a_session_asks_for_while_a_task_embeds_it_is_the_sessions() -> None:
+    cache = EmbeddingCache(20)
+    slow = Counting(first=lambda: until(lambda: cache.hits == 1))
+    with ThreadPoolExecutor(2) as threads:
+        task = threads.submit(cached, cache, slow, "a", IMAGE)
+        until(lambda: cache.misses == 1)
+        cached(cache, slow, "a", IMAGE, of_session=True)
+        task.result(WAIT_SECONDS)
+    for content_hash in "bcd":
+        cached(cache, Counting(), content_hash, IMAGE)
+    assert cached(cache, Counting(), "a", IMAGE)[1]

@@ -46,6 +46,17 @@ def test_without_a_budget_nothing_leaves() -> None:
     assert card.resident == made
 
 
+def test_an_engine_is_one_network_however_often_it_runs() -> None:
+    from support.sam2_checkpoints import engine as sam2
+    from support.sam3_checkpoints import engine as sam3
+
+    card = Card("cpu", None)
+    for _ in range(10):
+        for made in (sam2(), sam3()):
+            card.bring([made.network])
+    assert [id(network) for network in card.resident] == [id(sam2().network), id(sam3().network)]
+
+
 @pytest.mark.gpu
 def test_networks_move_between_card_and_host() -> None:
     if not torch.cuda.is_available():
