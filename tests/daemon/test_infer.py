@@ -256,7 +256,7 @@ async def test_what_waits_for_a_busy_device_is_not_out_of_time() -> None:
             let_go.wait(30)
         return list(items)
 
-    bench = Bench(kind(run), aside=Threads("aside", 2))
+    bench = Bench(kind(run), aside=Threads("aside", 1))
     works = [Work(a_task("k"), bench.made, "test", params=each, job=Job("t", each)) for each in range(9)]
     bench._wanted = 9
     bench.pool.put(works[:8])
