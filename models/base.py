@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -228,6 +228,70 @@ class ConceptSegmenter(Embedder, Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Hole:
+    """What of an image is to be painted over."""
+
+    image_hwc: ImageHWC
+    mask: Mask
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """New pixels for a box of an image, uint8 (y1 - y0, x1 - x0, 3); only those inside the hole's mask count."""
+
+    box_xyxy: tuple[int, int, int, int]
+    pixels_hwc: ImageHWC
+
+
+class Inpainter(Model, Protocol):
+    """Holes to what might have been behind them, without being told."""
+
+    def inpaint(self, holes: Sequence[Hole], stop: Stop) -> list[list[Patch]]:
+        """Per hole the patches that cover its mask; holes of several images may come together."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Canvas:
+    """A picture whose part under `mask_hw` (bool, True = paint anew) is to show what the prompt says; both sides are multiples of
+    8. The same picture with the same seed gives the same answer, alone or beside others."""
+
+    image_hwc: ImageHWC
+    mask_hw: MaskHW
+    prompt: str
+    negative_prompt: str = ""
+    seed: int = 0
+    steps: int = 50
+    guidance_scale: float = 7.5
+
+
+Progress = Callable[[float], None]
+"""Hears how much of a long work is done, 0..1."""
+
+
+class Generator(Model, Protocol):
+    """Words to pictures that go on where the given part ends."""
+
+    @property
+    def side(self) -> int:
+        """The side of the pictures that the model was made for, in pixels."""
+        ...
+
+    @property
+    def tokens_max(self) -> int:
+        """How many tokens of a prompt the model reads."""
+        ...
+
+    def tokens(self, text: str) -> int:
+        """How many tokens a text has, its ends included. Any thread."""
+        ...
+
+    def generate(self, pictures: Sequence[Canvas], stop: Stop, progress: Progress) -> list[ImageHWC]:
+        """Per picture one of the same size; pixels outside its mask may differ from the given ones. `stop` between steps."""
+        ...
+
+
 class Embeddings(Protocol):
     """Where embeddings are kept between tasks (`models.cache.EmbeddingCache`)."""
 
@@ -256,7 +320,8 @@ class Models:
     visual: VisualSegmenter | None = None
     everything: EverythingSegmenter | None = None
     concept: ConceptSegmenter | None = None
-    others: dict[Role, Model] = field(default_factory=dict)
+    inpaint: Inpainter | None = None
+    generate: Generator | None = None
     make_room: Callable[[frozenset[Role], Models], None] = no_room_needed
 
     def roles(self) -> frozenset[Role]:
@@ -268,5 +333,11 @@ class Models:
         return self._held()[role]
 
     def _held(self) -> dict[Role, Model]:
-        held = {Role.VISUAL: self.visual, Role.EVERYTHING: self.everything, Role.CONCEPT: self.concept, **self.others}
+        held: dict[Role, Model | None] = {
+            Role.VISUAL: self.visual,
+            Role.EVERYTHING: self.everything,
+            Role.CONCEPT: self.concept,
+            Role.INPAINT: self.inpaint,
+            Role.GENERATE: self.generate,
+        }
         return {role: model for role, model in held.items() if model is not None}

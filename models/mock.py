@@ -1,10 +1,12 @@
 """An engine that looks at nothing: for tests and rehearsals of the daemon, chosen by its name only.
 
-Enters: the same as for any engine. Leaves: the box itself, a disc around a point, a grid of squares; always the same, at once.
+Enters: the same as for any engine. Leaves: the box itself, a disc around a point, a grid of squares, one colour where
+something is to be painted; always the same, at once.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,12 +14,16 @@ from functools import partial
 import numpy as np
 
 from models.base import (
+    Canvas,
     ConceptQuestion,
     Embedding,
     EverythingOptions,
+    Hole,
     ImageHWC,
     Later,
     Mask,
+    Patch,
+    Progress,
     Prompt,
     Stop,
     VisualQuestion,
@@ -32,12 +38,13 @@ CONCEPT_SCORES = (0.9, 0.8, 0.7, 0.6)
 
 @dataclass(frozen=True, slots=True)
 class Mock:
-    """Every role of segmentation, with answers that depend on the image's size only."""
+    """Every role, with masks that depend on the image's size only and colours that depend on what is asked."""
 
     engine: str = "mock"
     model_id: str = "mock"
     device: str = "cpu"
     tokens_max: int = 32
+    side: int = 512
 
     def shrink(self, image_hwc: ImageHWC) -> tuple[int, int]:
         """The image's size and nothing else."""
@@ -69,6 +76,19 @@ class Mock:
         stop()
         return [partial(_instances, question) for question in questions]
 
+    def inpaint(self, holes: Sequence[Hole], stop: Stop) -> list[list[Patch]]:
+        """The box of each mask in its own mean colour."""
+        stop()
+        return [[_flat(hole)] if hole.mask.area else [] for hole in holes]
+
+    def generate(self, pictures: Sequence[Canvas], stop: Stop, progress: Progress) -> list[ImageHWC]:
+        """Each picture with a colour under its mask that prompt and seed give; as many stops as the longest has steps."""
+        steps = max((picture.steps for picture in pictures), default=0)
+        for step in range(steps):
+            stop()
+            progress((step + 1) / steps)
+        return [np.where(picture.mask_hw[..., None], _colour(picture), picture.image_hwc) for picture in pictures]
+
 
 def _answer(question: VisualQuestion) -> list[Mask]:
     mask = _shape(question.prompt, question.embedding.size_hw)
@@ -80,6 +100,17 @@ def _instances(question: ConceptQuestion) -> list[Mask]:
     scored = zip(squares, CONCEPT_SCORES, strict=False)
     found = [replace(mask, score=score, label=question.prompt.text) for mask, score in scored if score >= question.threshold]
     return found[: question.max_instances]
+
+
+def _flat(hole: Hole) -> Patch:
+    x0, y0, x1, y1 = hole.mask.box_xyxy
+    mean = hole.image_hwc[y0:y1, x0:x1].mean(axis=(0, 1)).round().astype(np.uint8)
+    return Patch(hole.mask.box_xyxy, np.tile(mean, (y1 - y0, x1 - x0, 1)))
+
+
+def _colour(picture: Canvas) -> ImageHWC:
+    checksum = zlib.crc32(f"{picture.seed} {picture.prompt}".encode())
+    return np.frombuffer(checksum.to_bytes(4, "big"), dtype=np.uint8)[:3]
 
 
 def _squares(size_hw: tuple[int, int]) -> list[Mask]:

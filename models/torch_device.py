@@ -19,6 +19,8 @@ from models.weights import WeightsError
 
 NEEDED = ("torch", "transformers")
 OLDEST = (2, 7)
+OUT_OF_MEMORY = ("DefaultCPUAllocator", "CUDA out of memory")
+"""What RuntimeErrors hold that mean MemoryError: the CPU's allocator, and what TorchScript leaves of torch.OutOfMemoryError."""
 CUDA_ERRORS = ("CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS", "cuDNN error", "device-side assert")
 """How torch's RuntimeErrors begin, or what they hold, after which the context answers nothing any more."""
 
@@ -39,9 +41,9 @@ class Placement:
         return torch.bfloat16 if self.half else torch.float32
 
 
-def missing() -> list[str]:
-    """Which packages the torch engines lack here; imports none."""
-    return [name for name in NEEDED if importlib.util.find_spec(name) is None]
+def missing(*more: str) -> list[str]:
+    """Which packages the torch engines, and `more`, lack here; imports none."""
+    return [name for name in (*NEEDED, *more) if importlib.util.find_spec(name) is None]
 
 
 def require() -> None:
@@ -116,8 +118,8 @@ def inference() -> Iterator[None]:
         torch.cuda.empty_cache()
         raise MemoryError("the device is out of memory") from error
     except RuntimeError as error:
-        if "DefaultCPUAllocator" in str(error):
-            raise MemoryError("this host is out of memory") from error
+        if any(sign in str(error) for sign in OUT_OF_MEMORY):
+            raise MemoryError("there is not enough memory") from error
         if any(sign in str(error) for sign in CUDA_ERRORS):
             raise DeviceLostError(" ".join(str(error).split())[:200]) from error
         raise

@@ -41,7 +41,8 @@ class WeightsFile:
     """One file of a network: its name here, its place on the hub, and what is known of it beforehand.
 
     Where `sha256` is None, the hub's own checksum of the revision counts, if it has one. An `optional` file may be absent there.
-    `instead` names the setting that may point to the files, for those that the hub does not give to everyone.
+    `instead` names the setting that may point to the files, for those that the hub does not give to everyone. What is not on the
+    hub says `by_hand` where it is.
     """
 
     name: str
@@ -51,6 +52,7 @@ class WeightsFile:
     sha256: str | None = None
     optional: bool = False
     instead: str | None = None
+    by_hand: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,33 @@ class Network:
 MOBILE_SAM_REVISION = "0d3b403339b4674a82493d5e97964dd78089ddc8"
 SAM3, SAM2, SAM2_SMALL = "facebook/sam3", "facebook/sam2.1-hiera-large", "facebook/sam2.1-hiera-small"
 SAM3_PATH = "SAM3_WEIGHTS_PATH"
+SAM3_OPTIONAL = ("tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "processor_config.json")
+SAM2_FILES, SAM2_SMALL_FILES = (
+    (WeightsFile("config.json", repo), WeightsFile("model.safetensors", repo)) for repo in (SAM2, SAM2_SMALL)
+)
+LAMA_RELEASE = "https://github.com/Sanster/models/releases/download/add_big_lama/big-lama.pt"
+BIG_LAMA = WeightsFile("big-lama.pt", "Sanster/models", by_hand=f"{LAMA_RELEASE} (MD5 e3aa4aaa15225a33ec84f9f4bc47e500)")
+LAMA_SHA256 = "1faef5301d78db7dda502fe59966957ec4b79dd64e16f03ed96913c7a4eb68d6"
+LAMA_ONNX = WeightsFile("lama_fp32.onnx", "Carve/LaMa-ONNX", size_bytes=208_044_816, sha256=LAMA_SHA256)
+DIFFUSION = "sd2-community/stable-diffusion-2-inpainting"
+DIFFUSION_FILES = tuple(
+    WeightsFile(name, DIFFUSION, optional=name.startswith("tokenizer/"))  # in one of two forms
+    for name in (
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "tokenizer/tokenizer_config.json",
+        "tokenizer/special_tokens_map.json",
+        "tokenizer/tokenizer.json",
+        "tokenizer/vocab.json",
+        "tokenizer/merges.txt",
+        "text_encoder/config.json",
+        "unet/config.json",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+        "unet/diffusion_pytorch_model.safetensors",
+    )
+)
 # Since small files come first, what is missing there is known before gigabytes are fetched.
 NETWORKS = (
     Network(
@@ -99,34 +128,14 @@ NETWORKS = (
         (
             WeightsFile("config.json", SAM3, instead=SAM3_PATH),
             WeightsFile("tokenizer.json", SAM3, instead=SAM3_PATH),
-            WeightsFile("tokenizer_config.json", SAM3, optional=True, instead=SAM3_PATH),
-            WeightsFile("special_tokens_map.json", SAM3, optional=True, instead=SAM3_PATH),
-            WeightsFile("vocab.json", SAM3, optional=True, instead=SAM3_PATH),
-            WeightsFile("merges.txt", SAM3, optional=True, instead=SAM3_PATH),
-            WeightsFile("processor_config.json", SAM3, optional=True, instead=SAM3_PATH),
+            *(WeightsFile(name, SAM3, optional=True, instead=SAM3_PATH) for name in SAM3_OPTIONAL),
             WeightsFile("model.safetensors", SAM3, instead=SAM3_PATH),
         ),
         folder="sam3",
         megabytes=3440,
     ),
-    Network(
-        "sam2",
-        "sam2",
-        "visual, everything",
-        "Apache-2.0",
-        (WeightsFile("config.json", SAM2), WeightsFile("model.safetensors", SAM2)),
-        folder="sam2",
-        megabytes=898,
-    ),
-    Network(
-        "sam2-small",
-        "sam2",
-        "visual, everything",
-        "Apache-2.0",
-        (WeightsFile("config.json", SAM2_SMALL), WeightsFile("model.safetensors", SAM2_SMALL)),
-        folder="sam2-small",
-        megabytes=184,
-    ),
+    Network("sam2", "sam2", "visual, everything", "Apache-2.0", SAM2_FILES, folder="sam2", megabytes=898),
+    Network("sam2-small", "sam2", "visual, everything", "Apache-2.0", SAM2_SMALL_FILES, folder="sam2-small", megabytes=184),
     Network(
         "mobile-sam-checkpoint",
         None,
@@ -139,6 +148,9 @@ NETWORKS = (
         ),
         megabytes=41,
     ),
+    Network("lama", "lama", "inpaint", "Apache-2.0", (BIG_LAMA,), folder="lama", megabytes=206),
+    Network("lama-onnx", "lama", "inpaint", "Apache-2.0", (LAMA_ONNX,), folder="lama", megabytes=208),
+    Network("diffusion", "diffusion", "generate", "OpenRAIL++-M", DIFFUSION_FILES, folder="diffusion", megabytes=5160),
 )
 
 
@@ -183,8 +195,11 @@ def in_place(wanted: Network, folder: Path) -> bool:
 def how_to_get(name: str, folder: Path) -> str:
     """What to tell an operator whose weights folder lacks a network."""
     wanted = network(name)
+    first = wanted.files[0]
+    if first.by_hand is not None:
+        return _where(first, folder / wanted.folder)
     missing = f"{name} has no weights in {folder / wanted.folder}; run: maskd weights pull {name}"
-    repo, instead = wanted.files[0].repo, wanted.files[0].instead
+    repo, instead = first.repo, first.instead
     return missing if instead is None else f"{missing} (after this: {_access(repo)}), or set {instead} to where the files lie"
 
 
@@ -261,8 +276,11 @@ def pull(
     Raises WeightsError when the hub cannot be reached or refuses, the time is over, or the checksum is wrong.
     """
     path = folder / file.name
-    if state(path) is State.WHOLE and file.sha256 in (None, noted(path)):
+    there = state(path)
+    if (there is State.WHOLE and file.sha256 in (None, noted(path))) or (there is State.UNCHECKED and file.by_hand is not None):
         return path
+    if file.by_hand is not None:
+        raise WeightsError(_where(file, folder))
     until = None if seconds_max is None else time.monotonic() + seconds_max
     try:
         facts = _metadata(file, token, endpoint, until)
@@ -297,8 +315,8 @@ def _fetched(file: WeightsFile, folder: Path, facts: Facts, until: float | None,
     """The file under a name of its own, all of it but unchecked; begun where an earlier try of the same content stopped."""
     import httpx
 
-    folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{file.name}.{facts.etag[:16]}.part"
+    part.parent.mkdir(parents=True, exist_ok=True)
     with part.open("ab") as target:
         if facts.size is None or target.tell() > facts.size:
             _empty(target)
@@ -362,6 +380,10 @@ def _access(repo: str) -> str:
     return (
         f"request access at https://huggingface.co/{repo}, create a token at https://huggingface.co/settings/tokens, set HF_TOKEN"
     )
+
+
+def _where(file: WeightsFile, folder: Path) -> str:
+    return f"{file.name} is not on the hub; fetch it into {folder} from {file.by_hand}"
 
 
 def _note_of(path: Path) -> Path:

@@ -248,6 +248,21 @@ def test_what_is_missing_is_told_with_the_command_that_gets_it(tmp_path: Path) -
     )
 
 
+def test_files_of_a_network_may_lie_in_folders(there: Hub, tmp_path: Path) -> None:
+    path = pull(WeightsFile("unet/net.onnx", "someone/nets"), tmp_path / "own", endpoint=there.address)
+    assert (path, state(path)) == (tmp_path / "own" / "unet" / "net.onnx", State.WHOLE)
+
+
+def test_what_is_not_on_the_hub_is_told_with_where_it_is_and_used_once_it_is_there(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError) as caught:
+        pull_network("lama", tmp_path)
+    assert str(caught.value) == how_to_get("lama", tmp_path)
+    assert f"big-lama.pt is not on the hub; fetch it into {tmp_path}/lama from https://github.com/" in str(caught.value)
+    (tmp_path / "lama").mkdir()
+    (tmp_path / "lama" / "big-lama.pt").write_bytes(DATA)
+    assert pull_network("lama", tmp_path) == found(network("lama"), tmp_path) == tmp_path / "lama"
+
+
 def test_a_file_without_a_note_is_used_unchecked(tmp_path: Path) -> None:
     path = tmp_path / "mine.onnx"
     path.write_bytes(b"x")
