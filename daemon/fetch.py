@@ -6,6 +6,7 @@ each download and decoding in seconds; waiting for one's turn does not count, si
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -196,12 +197,12 @@ class Fetcher:
         try:
             data = await self._in_thread(self._io, self._blobs.get, shared.key, self._limits.bytes_max)
             limits = {"bytes_max": self._limits.bytes_max, "pixels_max": self._limits.pixels_max}
-            width, height = await self._in_thread(self._decoding, partial(images.size_of, data, **limits))
-            size = len(data) + width * height * 3
+            shape = await self._in_thread(self._decoding, partial(images.shape_of, data, **limits))
+            size = len(data) + math.prod(shape)
             await self._budget.take(size, at_once)
             shared.size = size
             decoded = await self._in_thread(self._decoding, partial(images.decode, data, **limits))
-            shared.image = SourceImage(decoded.pixels_hwc, decoded.content_hash, shared.key.rpartition("/")[2])
+            shared.image = _source_image(decoded, shared.key.rpartition("/")[2])
         except Exception as error:
             shared.error = error
         finally:
@@ -244,6 +245,10 @@ class Fetcher:
             self._budget.give(shared.size)
             shared.size = 0
         shared.image = None
+
+
+def _source_image(decoded: images.DecodedImage, name: str) -> SourceImage:
+    return SourceImage(decoded.pixels_hwc, decoded.content_hash, name, decoded.alpha_hw, decoded.icc_profile, decoded.format)
 
 
 def params_of(text: str) -> Mapping[str, Any]:

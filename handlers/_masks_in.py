@@ -6,15 +6,19 @@ image.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 
+from handlers._edges import Edges, combined, edges_of_mask, edges_of_rle, filled
 from handlers._params import MaskSource
 from handlers._rle import RleError, mask_of
 from handlers.base import BlobRef, Inputs, Job, MasksRef, RejectedError
 from models.base import Mask, pack
+
+Read = TypeVar("Read")
 
 
 def inputs_of(sources: Iterable[MaskSource], blobs: tuple[BlobRef, ...] = ()) -> Inputs:
@@ -41,50 +45,66 @@ def _name(source: MaskSource) -> str:
 
 def masks_of(source: MaskSource, job: Job, size_wh: tuple[int, int]) -> list[Mask]:
     """The masks that a reference means, in an image of that size; several only for an earlier task. Raises RejectedError."""
-    if source.task_id is not None:
-        return _of_task(source, job, size_wh)
-    if source.rle is not None:
-        return [_of_rle(source.rle.model_dump(), size_wh, "The mask given as rle does not fit")]
     if source.polygon is not None:
         return [of_polygon(source.polygon, size_wh)]
-    return [_of_image(source, job, size_wh)]
+    if source.image_url is not None:
+        return [_of_image(source, job, size_wh)]
+    return [_fitting(mask_of, source, rle, size_wh) for rle in _rles(source, job)]
+
+
+def edges_of(source: MaskSource, job: Job, size_wh: tuple[int, int]) -> Iterator[Edges]:
+    """As `masks_of`, one by one and without making pixels of run lengths; a task without masks gives one empty mask."""
+    if source.polygon is not None or source.image_url is not None:
+        yield from (edges_of_mask(mask, size_wh) for mask in masks_of(source, job, size_wh))
+        return
+    rles = _rles(source, job)
+    for rle in rles:
+        yield _fitting(edges_of_rle, source, rle, size_wh)
+    if not rles:
+        yield np.empty(0, dtype=np.int64)
 
 
 def mask_from(source: MaskSource, job: Job, size_wh: tuple[int, int]) -> Mask:
     """The union of the masks that a reference means. Raises RejectedError."""
-    return union(masks_of(source, job, size_wh))
+    if source.polygon is not None or source.image_url is not None:
+        return masks_of(source, job, size_wh)[0]
+    return filled(combined("union", edges_of(source, job, size_wh)), size_wh)
 
 
-def union(masks: list[Mask]) -> Mask:
-    """All masks as one, in the box around them."""
-    filled = [mask for mask in masks if mask.bits.size]
-    if len(filled) <= 1:
-        return filled[0] if filled else pack(np.zeros((0, 0), dtype=np.bool_))
-    boxes = np.array([mask.box_xyxy for mask in filled])
-    x0, y0 = (int(value) for value in boxes[:, :2].min(axis=0))
-    x1, y1 = (int(value) for value in boxes[:, 2:].max(axis=0))
-    either_hw = np.zeros((y1 - y0, x1 - x0), dtype=np.bool_)
-    for mask in filled:
-        left, top, right, bottom = mask.box_xyxy
-        either_hw[top - y0 : bottom - y0, left - x0 : right - x0] |= mask.crop_hw()
-    return pack(either_hw, (x0, y0))
+def image_size_of(source: MaskSource, job: Job) -> tuple[int, int] | None:
+    """Width and height of the image that a reference's masks belong to; None for a polygon, which has none."""
+    if source.task_id is not None:
+        image = job.masks[_name(source)]["images"][0]
+        return int(image["width"]), int(image["height"])
+    if source.rle is not None:
+        return source.rle.size[1], source.rle.size[0]
+    return job.images[_name(source)].size_wh if source.image_url is not None else None
 
 
-def _of_task(source: MaskSource, job: Job, size_wh: tuple[int, int]) -> list[Mask]:
+def _rles(source: MaskSource, job: Job) -> list[Mapping[str, Any]]:
+    """The run lengths that a reference to a task, or one of run lengths, means."""
+    if source.rle is not None:
+        return [source.rle.model_dump()]
     annotations = {int(entry["id"]): entry for entry in job.masks[_name(source)]["annotations"]}
     wanted = list(annotations) if source.mask_ids is None else source.mask_ids
     missing = [mask_id for mask_id in wanted if mask_id not in annotations]
     if missing:
         raise RejectedError("mask_missing", f"Task {source.task_id} has no mask {missing[0]}; it has {len(annotations)}.")
-    problem = f"A mask of task {source.task_id} does not fit this image"
-    return [_of_rle(annotations[mask_id]["segmentation"], size_wh, problem) for mask_id in wanted]
+    return [annotations[mask_id]["segmentation"] for mask_id in wanted]
 
 
-def _of_rle(rle: dict[str, object], size_wh: tuple[int, int], problem: str) -> Mask:
+def _fitting(
+    read: Callable[[Mapping[str, Any], tuple[int, int]], Read],
+    source: MaskSource,
+    rle: Mapping[str, Any],
+    size_wh: tuple[int, int],
+) -> Read:
+    """What `read` makes of run lengths; raises RejectedError where they do not fit the image."""
     try:
-        return mask_of(rle, size_wh)
+        return read(rle, size_wh)
     except RleError as error:
-        raise RejectedError("prompt_invalid", f"{problem}: {error}.") from None
+        which = "The mask given as rle" if source.task_id is None else f"A mask of task {source.task_id}"
+        raise RejectedError("prompt_invalid", f"{which} does not fit this image: {error}.") from None
 
 
 def _of_image(source: MaskSource, job: Job, size_wh: tuple[int, int]) -> Mask:

@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from models.base import ImageHWC, Models, Role, Stop
 
 
@@ -25,6 +28,13 @@ class RejectedError(Exception):
         self.message = message
 
 
+class UnservedError(RejectedError):
+    """This worker lacks what the task needs, another may have it: the task is tried again, here or there."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("engine_unavailable", message)
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Ceilings on what one task may ask; each is a setting with this default."""
@@ -37,6 +47,11 @@ class Limits:
     texts_max: int = 16
     instances_max: int = 200
     result_masks_max: int = 400
+    side_max: int = 8192
+    pixels_max: int = 50_000_000
+    steps_max: int = 50
+    dilate_max: int = 255
+    blur_max: float = 100.0
 
 
 @dataclass(slots=True, eq=False)  # one a task: freezing would cost more than all the rest of making it
@@ -77,11 +92,18 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class SourceImage:
-    """A decoded image, upright: RGB uint8 (height, width, 3), and the SHA-256 of the bytes it came from."""
+    """A decoded image, upright: RGB uint8 (height, width, 3), and the SHA-256 of the bytes it came from.
+
+    `pixels_hwc` lies on white where `alpha_hw`, uint8 (height, width), is below 255; None where all is opaque. `format` is
+    JPEG, PNG, WEBP, BMP, TIFF or HEIC; `icc_profile` describes RGB.
+    """
 
     pixels_hwc: ImageHWC
     content_hash: str
     name: str
+    alpha_hw: npt.NDArray[np.uint8] | None = None
+    icc_profile: bytes | None = None
+    format: str = "PNG"
 
     @property
     def size_wh(self) -> tuple[int, int]:

@@ -50,7 +50,9 @@ _TURNS = {
 
 _PHOTOMETRIC_TAG, _BITS_TAG = 262, 258
 _UNREADABLE_MODES = frozenset({"I", "F", "LAB", "HSV"})
+_ALPHA_MODES = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 
+_PROFILE_BYTES_MAX = 4_000_000
 _SCANS_MAX, _SEGMENTS_MAX = 100, 10_000
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")
@@ -66,11 +68,13 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 class DecodedImage:
     """An uploaded image, upright by its EXIF orientation.
 
-    `pixels_hwc` is RGB uint8 (height, width, 3), C-contiguous and read-only; transparent parts are white. `icc_profile`
-    is the file's RGB colour profile; the pixels are not converted by it.
+    `pixels_hwc` is RGB uint8 (height, width, 3), laid on white where it is transparent; `alpha_hw` uint8 (height, width), 255 =
+    opaque, None where all is. Both are C-contiguous and read-only. `icc_profile` is the file's RGB colour profile; the pixels
+    are not converted by it.
     """
 
     pixels_hwc: npt.NDArray[np.uint8]
+    alpha_hw: npt.NDArray[np.uint8] | None
     content_hash: str
     """SHA-256 of the bytes, in hex."""
     format: str
@@ -90,22 +94,29 @@ def decode(data: bytes, *, bytes_max: int, pixels_max: int) -> DecodedImage:
             raise _invalid("The image has too many scans; save it again.")
         image.load()
         name, profile, turn = image.format or "", _rgb_profile(image), _TURNS.get(_orientation(image))
-        image, had_alpha = _flatten(image)  # each step lets go of the last one's pixels: 200 MB where there are 50 megapixels
-        image = image if turn is None else image.transpose(turn)
-        pixels_hwc = np.ascontiguousarray(image, dtype=np.uint8)
-    pixels_hwc.setflags(write=False)
-    return DecodedImage(pixels_hwc, hashlib.sha256(data).hexdigest(), _NAMES.get(name, name), had_alpha, profile)
+        image, alpha = _flatten(image)  # each step lets go of the last one's pixels: 200 MB where there are 50 megapixels
+        pixels_hwc = _upright(image, turn)
+        had_alpha, see_through = alpha is not None, alpha is not None and alpha.getextrema() != (255, 255)
+        alpha_hw = _upright(alpha, turn) if alpha is not None and see_through else None
+    return DecodedImage(pixels_hwc, alpha_hw, hashlib.sha256(data).hexdigest(), _NAMES.get(name, name), had_alpha, profile)
 
 
-def size_of(data: bytes, *, bytes_max: int, pixels_max: int) -> tuple[int, int]:
-    """Width and height of the upright image, in pixels, from its header alone: nothing is decoded.
+def shape_of(data: bytes, *, bytes_max: int, pixels_max: int) -> tuple[int, int, int]:
+    """Height, width and channels (4 where there may be alpha) of the upright image, from its header alone: nothing is decoded.
 
     Raises InvalidImageError as `decode` does, for what the header shows.
     """
     with _parsing(pixels_max):
         image = _open(data, bytes_max, pixels_max)
         width, height = image.size
-        return (height, width) if _orientation(image) >= 5 else (width, height)
+        channels = 4 if image.mode in _ALPHA_MODES or "transparency" in image.info else 3
+        return (width, height, channels) if _orientation(image) >= 5 else (height, width, channels)
+
+
+def _upright(image: Image.Image, turn: Image.Transpose | None) -> npt.NDArray[np.uint8]:
+    pixels: npt.NDArray[np.uint8] = np.ascontiguousarray(image if turn is None else image.transpose(turn), dtype=np.uint8)
+    pixels.setflags(write=False)
+    return pixels
 
 
 @contextmanager
@@ -170,21 +181,21 @@ def _has_many_scans(jpeg: bytes) -> bool:
     return True
 
 
-def _flatten(image: Image.Image) -> tuple[Image.Image, bool]:
-    """The image as 8-bit RGB on white, and whether anything of it was declared transparent."""
+def _flatten(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """The image as 8-bit RGB on white, and its alpha where anything of it was declared transparent."""
     if image.mode in _UNREADABLE_MODES:
         raise _invalid(f"The image stores {image.mode} pixels: save it as RGB or grey with 8 or 16 bits a channel.")
     if image.mode.startswith("I;16"):
         return _from_16_bit(image)
     if not image.has_transparency_data:
-        return image if image.mode == "RGB" else image.convert("RGB"), False
+        return image if image.mode == "RGB" else image.convert("RGB"), None
     rgba = image if image.mode == "RGBA" else image.convert("RGBA")
-    rgb = rgba.convert("RGB")
-    rgb.paste((255, 255, 255), (0, 0, *rgb.size), ImageChops.invert(rgba.getchannel("A")))
-    return rgb, True
+    rgb, alpha = rgba.convert("RGB"), rgba.getchannel("A")
+    rgb.paste((255, 255, 255), (0, 0, *rgb.size), ImageChops.invert(alpha))
+    return rgb, alpha
 
 
-def _from_16_bit(image: Image.Image) -> tuple[Image.Image, bool]:
+def _from_16_bit(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     """Grey of 16 bits (12 in some TIFF) scaled to 8, where Pillow's own conversion would clip it."""
     tags: Any = getattr(image, "tag_v2", {})
     top = 2 ** tags.get(_BITS_TAG, (16,))[0] - 1
@@ -192,10 +203,12 @@ def _from_16_bit(image: Image.Image) -> tuple[Image.Image, bool]:
     scale = ((values * 255 + top // 2) // top).astype(np.uint8)
     if tags.get(_PHOTOMETRIC_TAG) == 0:  # the file calls 0 white
         scale = 255 - scale
-    key = image.info.get("transparency")
-    if isinstance(key, int):
-        scale[key] = 255
-    return Image.fromarray(scale[np.asarray(image)]).convert("RGB"), isinstance(key, int)
+    key, levels_hw = image.info.get("transparency"), np.asarray(image)
+    if not isinstance(key, int):
+        return Image.fromarray(scale[levels_hw]).convert("RGB"), None
+    scale[key] = 255
+    alpha = Image.fromarray(np.where(levels_hw == key, 0, 255).astype(np.uint8))
+    return Image.fromarray(scale[levels_hw]).convert("RGB"), alpha
 
 
 def _orientation(image: Image.Image) -> int:
@@ -214,9 +227,10 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _rgb_profile(image: Image.Image) -> bytes | None:
-    """The colour profile, unless it describes a space (CMYK, grey) that the pixels are no longer in."""
+    """The colour profile, unless it describes a space (CMYK, grey) that the pixels are no longer in, or is no honest one."""
     profile = image.info.get("icc_profile")
-    return profile if isinstance(profile, bytes) and profile[16:20] == b"RGB " else None
+    honest = isinstance(profile, bytes) and profile[16:20] == b"RGB " and len(profile) <= _PROFILE_BYTES_MAX
+    return profile if honest else None
 
 
 def _invalid(sentence: str) -> InvalidImageError:

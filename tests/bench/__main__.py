@@ -10,7 +10,10 @@ import sys
 import time
 from pathlib import Path
 
-ALL = ("drain", "pickup", "claim_scale", "memory", "fairness", "mobile_sam", "masks_out", "everything", "concept", "gpu")
+ALL = (
+    *("drain", "pickup", "claim_scale", "memory", "fairness"),
+    *("mobile_sam", "masks_out", "everything", "concept", "gpu", "paint", "combine"),
+)
 
 
 def main(names: list[str]) -> int:

@@ -30,7 +30,8 @@ IMAGES = handler(parse=lambda request, limits: None, inputs=lambda params: Input
 class SlowBlobs:
     """Answers with an image once `go` is set; `asked` says that somebody waits."""
 
-    def __init__(self) -> None:
+    def __init__(self, data: bytes) -> None:
+        self.data = data
         self.asked = threading.Event()
         self.go = threading.Event()
         self.count = 0
@@ -39,14 +40,14 @@ class SlowBlobs:
         self.count += 1
         self.asked.set()
         assert self.go.wait(30)
-        return saved(flag(), "PNG")
+        return self.data
 
 
 class Fetching:
     """A fetcher over `SlowBlobs`, and what came out of it."""
 
-    def __init__(self, timeout_seconds: float) -> None:
-        self.blobs = SlowBlobs()
+    def __init__(self, timeout_seconds: float, data: bytes | None = None) -> None:
+        self.blobs = SlowBlobs(saved(flag(), "PNG") if data is None else data)
         limits = FetchLimits(10**6, 10**6, 10**6, io_threads=4, decode_threads=1, timeout_seconds=timeout_seconds)
         store = cast(TaskStore, SimpleNamespace())
         asks = Limits(1000, 256, 64, 64, 100)
@@ -86,6 +87,23 @@ async def test_waiting_for_room_counts_towards_no_time_limit(monkeypatch: pytest
     async with anyio.create_task_group() as tasks:
         fetching.fetcher.admit(tasks, [wants_image()])
     assert (len(fetching.ready), deadlines) == (1, [math.inf])
+
+
+async def test_a_transparent_image_comes_with_its_alpha_which_counts_as_bytes_too() -> None:
+    image = flag().convert("RGBA")
+    image.putpixel((0, 0), (0, 0, 0, 0))
+    data, work = saved(image, "PNG"), wants_image()
+    fetching = Fetching(timeout_seconds=20, data=data)
+    fetching.blobs.go.set()
+    async with anyio.create_task_group() as tasks:
+        fetching.fetcher.admit(tasks, [work])
+    assert fetching.fetcher._budget._used == len(data) + 48 * 32 * 4
+    source = work.job.image if work.job else None
+    assert source is not None
+    assert source.alpha_hw is not None
+    assert (source.alpha_hw[0, 0], source.alpha_hw[0, 1], source.format, source.icc_profile) == (0, 255, "PNG", None)
+    fetching.fetcher.leave([work])
+    assert fetching.fetcher._budget._used == 0
 
 
 async def test_a_decoding_past_its_time_limit_ends_its_work_and_gives_its_room_back(monkeypatch: pytest.MonkeyPatch) -> None:

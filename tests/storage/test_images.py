@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageCms
 from support.pictures import BLACK, BLUE, BROKEN_EXIF, GREEN, PHOTO, RED, WHITE, close, exif_of, flag, png, saved, tiff
 
-from storage.images import HEIC_READABLE, DecodedImage, decode, size_of
+from storage.images import HEIC_READABLE, DecodedImage, decode, shape_of
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:::PIL\.")
 """As at run time, where storage.images turns them off."""
@@ -77,7 +77,7 @@ def test_every_exif_orientation_comes_out_upright_in_every_format(format: str, o
     image = read(data)
     assert close(image.pixels_hwc, flag())
     assert image.pixels_hwc.flags.c_contiguous
-    assert size_of(data, bytes_max=BYTES_MAX, pixels_max=PIXELS_MAX) == (48, 32)
+    assert shape_of(data, bytes_max=BYTES_MAX, pixels_max=PIXELS_MAX) == (32, 48, 3)
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
@@ -104,6 +104,30 @@ def test_half_transparent_pixels_are_laid_on_white() -> None:
         assert decoded.pixels_hwc[0].tolist() == [[0, 0, 0], [255, 255, 255], [255, 127, 127]]
 
 
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", TURNS)
+def test_alpha_comes_along_upright_contiguous_and_read_only(format: str, orientation: int) -> None:
+    alpha = Image.linear_gradient("L").resize((48, 32)).rotate(180)
+    upright = flag().convert("RGBA")
+    upright.putalpha(alpha)
+    turn = TURNS[orientation]
+    laid = upright if turn is None else upright.transpose(turn)
+    data = saved(
+        laid, format, exif=exif_of(orientation).tobytes() if format != "TIFF" else exif_of(orientation), **LOSSLESS[format]
+    )
+    image = read(data)
+    assert image.alpha_hw is not None
+    assert np.array_equal(image.alpha_hw, np.asarray(alpha))
+    assert (image.alpha_hw.flags.c_contiguous, image.alpha_hw.flags.writeable) == (True, False)
+    assert shape_of(data, bytes_max=BYTES_MAX, pixels_max=PIXELS_MAX) == (32, 48, 4)
+
+
+def test_an_image_whose_every_pixel_is_opaque_has_no_alpha() -> None:
+    image = read(saved(flag().convert("RGBA"), "PNG"))
+    assert (image.alpha_hw, image.had_alpha) == (None, True)
+    assert (read(saved(flag(), "PNG")).alpha_hw, read(saved(flag(), "JPEG")).alpha_hw) == (None, None)
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
 def test_every_mode_of_png_with_transparency_is_laid_on_white(mode: str) -> None:
     image = Image.new("RGBA", (2, 1), (0, 0, 0, 255))
@@ -113,8 +137,12 @@ def test_every_mode_of_png_with_transparency_is_laid_on_white(mode: str) -> None
         image.putpixel((0, 0), (0, 0, 0, 0))
     else:
         options["transparency"] = {"1": 0, "L": 0, "RGB": (0, 0, 0), "P": image.convert("P").getpixel((0, 0))}[mode]
-    decoded = read(saved(image.convert(mode), "PNG", **options))
+    data = saved(image.convert(mode), "PNG", **options)
+    decoded = read(data)
     assert decoded.had_alpha
+    assert decoded.alpha_hw is not None
+    assert decoded.alpha_hw.tolist() == [[0, 255]]
+    assert shape_of(data, bytes_max=BYTES_MAX, pixels_max=PIXELS_MAX) == (1, 2, 4)
     assert decoded.pixels_hwc.tolist() == [[[255, 255, 255], [255, 255, 255]]]
 
 
@@ -173,6 +201,8 @@ def test_16_bit_grey_with_a_transparent_value_is_laid_on_white() -> None:
     decoded = read(data)
     assert decoded.had_alpha
     assert decoded.pixels_hwc[0].tolist() == [list(WHITE), list(BLACK)]
+    assert decoded.alpha_hw is not None
+    assert decoded.alpha_hw.tolist() == [[0, 255]]
 
 
 def test_colour_of_16_bits_is_scaled() -> None:
@@ -213,6 +243,11 @@ def test_an_rgb_profile_is_handed_on_and_a_grey_one_is_not() -> None:
     assert read(saved(flag(), "PNG")).icc_profile is None
 
 
+def test_a_profile_larger_than_any_honest_one_is_left_out() -> None:
+    blown = b"\0" * 16 + b"RGB " + bytes(4_000_001)
+    assert read(saved(flag(), "JPEG", icc_profile=blown)).icc_profile is None
+
+
 @pytest.mark.skipif(not HEIC_READABLE, reason="pillow-heif is not installed")
 @pytest.mark.parametrize("orientation", TURNS)
 def test_heic_is_read_upright(orientation: int) -> None:
@@ -222,4 +257,4 @@ def test_heic_is_read_upright(orientation: int) -> None:
     image = read(data)
     assert image.format == "HEIC"
     assert close(image.pixels_hwc, flag(64, 48))
-    assert size_of(data, bytes_max=BYTES_MAX, pixels_max=PIXELS_MAX) == (64, 48)
+    assert shape_of(data, bytes_max=BYTES_MAX, pixels_max=PIXELS_MAX) == (48, 64, 3)

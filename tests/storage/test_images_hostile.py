@@ -17,7 +17,7 @@ from PIL import Image, ImageFile
 from support.pictures import BROKEN_EXIF, PHOTO, bmp, exif_of, flag, heic_header, jpeg, png, saved, tiff, webp
 
 from storage.base import InvalidImageError
-from storage.images import HEIC_READABLE, PIXELS_CEILING, DecodedImage, decode, size_of
+from storage.images import HEIC_READABLE, PIXELS_CEILING, DecodedImage, decode, shape_of
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:::PIL\.")
 """As at run time, where storage.images turns them off."""
@@ -139,7 +139,7 @@ BOMBS = {
 def test_a_bomb_is_refused_by_its_header_in_an_instant(data: bytes) -> None:
     assert "smaller" in refused(data, "image_too_large")
     with pytest.raises(InvalidImageError) as caught:
-        size_of(data, bytes_max=BYTES_MAX, pixels_max=PIXELS_MAX)
+        shape_of(data, bytes_max=BYTES_MAX, pixels_max=PIXELS_MAX)
     assert caught.value.code == "image_too_large"
 
 
@@ -149,7 +149,7 @@ def test_nothing_is_decoded_before_the_size_is_known_to_fit(monkeypatch: pytest.
 
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", explode)
     refused(saved(flag(), "PNG"), "image_too_large", pixels_max=48 * 32 - 1)
-    assert size_of(saved(flag(), "PNG"), bytes_max=BYTES_MAX, pixels_max=48 * 32) == (48, 32)
+    assert shape_of(saved(flag(), "PNG"), bytes_max=BYTES_MAX, pixels_max=48 * 32) == (32, 48, 3)
 
 
 def test_the_limit_itself_is_allowed() -> None:
@@ -166,7 +166,7 @@ def test_too_many_bytes_are_refused_before_they_are_looked_at() -> None:
 
 
 def test_a_limit_between_pillows_warning_and_its_bound_is_possible_but_none_above() -> None:
-    assert size_of(png(12_000, 10_000, IDAT), bytes_max=BYTES_MAX, pixels_max=PIXELS_CEILING) == (12_000, 10_000)
+    assert shape_of(png(12_000, 10_000, IDAT), bytes_max=BYTES_MAX, pixels_max=PIXELS_CEILING) == (10_000, 12_000, 3)
     assert "178,956,970" in refused(png(30_000, 30_000, IDAT), "image_too_large", pixels_max=10**12)
 
 
@@ -180,12 +180,12 @@ def test_what_pillow_finds_odd_in_a_users_file_is_printed_nowhere(tmp_path: Path
     (tmp_path / "large.png").write_bytes(png(12_000, 10_000, IDAT))
     script = f"""if True:
         from pathlib import Path
-        from storage.images import size_of
+        from storage.images import shape_of
         for path in sorted(Path({str(tmp_path)!r}).iterdir()):
-            print(*size_of(path.read_bytes(), bytes_max=10**6, pixels_max=10**8 + 10**8))
+            print(*shape_of(path.read_bytes(), bytes_max=10**6, pixels_max=10**8 + 10**8))
     """
     answer = subprocess.run([sys.executable, "-W", "default", "-c", script], capture_output=True, text=True, check=True)
-    assert answer.stdout == "48 32\n12000 10000\n"
+    assert answer.stdout == "32 48 3\n10000 12000 3\n"
     assert answer.stderr == ""
 
 
