@@ -21,7 +21,7 @@ from daemon import metrics
 from daemon.gate import AWAY, Gate
 from daemon.infer import TimedOutError
 from daemon.work import Held, Work
-from handlers.base import RejectedError
+from handlers.base import RejectedError, UnservedError
 from models.base import DeviceLostError
 from storage.base import (
     ConfigurationError,
@@ -47,6 +47,8 @@ def end_of(work: Work, error: Exception, retry_seconds: float) -> Outcome:
     """What an exception means for its task. User faults end at once, faults of the row retry, shared faults cost nothing."""
     task = work.task
     match error:
+        case UnservedError():
+            code, message = error.code, error.message
         case RejectedError() | InvalidImageError():
             return Outcome(task.id, task.token, Fate.FAILED, code=error.code, message=error.message)
         case UnavailableError() | ConfigurationError():

@@ -71,17 +71,19 @@ class TaskClient:
         params: dict[str, Any],
         text: str | None = None,
         priority: int | None = None,
+        after: str | None = None,
     ) -> str:
-        """Insert one task; its id."""
+        """Insert one task; its id. It waits for the task `after`, if one is named."""
         rows = await self._fetch(
-            """insert into public.segmentation_results (project_id, kind, source_image_url, text_prompt, params, priority)
-               values ($1, $2, $3, $4, $5, $6) returning id::text""",
+            """insert into public.segmentation_results (project_id, kind, source_image_url, text_prompt, params, priority, after)
+               values ($1, $2, $3, $4, $5, $6, $7) returning id::text""",
             owner.project_id,
             kind,
             key,
             text,
             json.dumps(params),
             priority,
+            after,
         )
         return str(rows[0][0])
 

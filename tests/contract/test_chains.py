@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 from support.stores import Queue, new_id
@@ -71,3 +72,27 @@ async def test_a_child_inserted_while_its_parent_settles_never_waits_for_ever(qu
         child, _ = await asyncio.gather(after(queue, parent), queue.settle([task for task in tasks if task.id == parent]))
         assert (await queue.row(child))["status"] == "pending"
         await queue.sql.execute("delete from public.segmentation_results")
+
+
+async def chained(queue: Queue, parent: str) -> str:
+    """A task after `parent` that names no image."""
+    return str(
+        await queue.sql.fetchval(
+            """insert into public.segmentation_results (project_id, kind, after) values ($1, 'convert_image', $2)
+               returning id::text""",
+            queue.owner.project_id,
+            parent,
+        )
+    )
+
+
+@pytest.mark.parametrize("made", ["masks/made.png", None])
+async def test_a_child_without_an_image_takes_what_its_parent_made_or_looked_at(queue: Queue, made: str | None) -> None:
+    (parent,) = await queue.insert()
+    waiting = await chained(queue, parent)
+    await queue.settle(await queue.claim(new_id()), values=json.dumps({"result_image_url": made} if made else {}))
+    late = await chained(queue, parent)
+    looked_at = await queue.sql.fetchval("select source_image_url from public.segmentation_results where id = $1", parent)
+    for child in (waiting, late):
+        row = await queue.sql.fetchrow("select status, source_image_url from public.segmentation_results where id = $1", child)
+        assert (row["status"], row["source_image_url"]) == ("pending", made or looked_at)

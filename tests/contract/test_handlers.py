@@ -1,4 +1,4 @@
-"""What every kind owes the daemon, with every engine that needs no weights."""
+"""What every kind owes the daemon, with every engine that needs no weights, or with none where the kind needs none."""
 
 from __future__ import annotations
 
@@ -12,24 +12,44 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
-from support.kinds import ENGINES, EXAMPLES, answers, blob, done, job_of, models_of, never_stop, source
+from support.kinds import (
+    ENGINES,
+    EXAMPLES,
+    NO_ENGINE,
+    SERVES,
+    answers,
+    blob,
+    done,
+    example_of,
+    job_of,
+    models_of,
+    never_stop,
+    source,
+)
 
 from handlers.base import Handler, Job, Limits, RejectedError, Request, Result
 from handlers.registry import checked, discover
-from models.base import Models, Role, StoppedError
+from models.base import Models, StoppedError
 
 KINDS = discover()
-SEGMENTING = sorted(kind for kind, handler in KINDS.items() if handler.ROLES & {Role.VISUAL, Role.EVERYTHING, Role.CONCEPT})
-WITHOUT_WORDS = ("classical", "mobilesam", "sam2")
-PAIRS = [
-    (kind, engine) for kind in SEGMENTING for engine in ENGINES if not (kind == "segment_concept" and engine in WITHOUT_WORDS)
+SEGMENTING = [(kind, engine) for kind in sorted(KINDS) for engine in ENGINES if kind.startswith("segment_")]
+SEGMENTING = [(kind, engine) for kind, engine in SEGMENTING if SERVES[engine] >= KINDS[kind].ROLES]
+PAINTING = [
+    ("remove_object", "classical"),
+    ("remove_object", "mock"),
+    ("fill_object", "mock"),
+    ("replace_background", "classical"),
 ]
+PAIRS = [*SEGMENTING, *PAINTING]
+UNAIDED = [(kind, NO_ENGINE) for kind in sorted(KINDS) if not KINDS[kind].ROLES]
+WITH_MASKS = pytest.mark.parametrize("pair", [*PAIRS, ("combine_masks", NO_ENGINE)], ids="-".join, indirect=True)
+WITH_ENGINES = pytest.mark.parametrize("pair", SEGMENTING, ids="-".join, indirect=True)
 COLUMNS = {"mask_image_url", "masks_url", "result_image_url"}
 
 
-@pytest.fixture(params=PAIRS, ids="-".join)
+@pytest.fixture(params=[*PAIRS, *UNAIDED], ids="-".join)
 def pair(request: pytest.FixtureRequest) -> tuple[str, str]:
-    """A segmenting kind and an engine that serves it."""
+    """A kind and an engine that serves it."""
     return request.param  # type: ignore[no-any-return]
 
 
@@ -50,7 +70,7 @@ def handler(kind: str) -> Handler:
 
 @pytest.fixture
 def job(kind: str, handler: Handler) -> Job:
-    return job_of(handler, EXAMPLES[kind])
+    return example_of(kind, handler)
 
 
 def annotations_of(result: Result) -> list[dict[str, Any]]:
@@ -68,20 +88,27 @@ def test_a_file_that_is_no_handler_is_named_with_what_it_lacks() -> None:
         checked(ModuleType("handlers.odd"))
 
 
-def test_every_segmenting_kind_has_an_example() -> None:
-    assert set(SEGMENTING) <= set(EXAMPLES)
+def test_every_kind_has_an_example() -> None:
+    assert set(KINDS) <= set(EXAMPLES)
 
 
 def test_a_task_becomes_files_labels_and_facts(handler: Handler, job: Job, models: Models) -> None:
     result = done(handler, job, models)
     assert {file.column for file in result.blobs} <= COLUMNS
-    assert result.labels
-    named = {"engine", "model_id", "device", "image_width", "image_height", "count", "confidence", "embedding_cached", "warnings"}
+    named = {"engine", "model_id", "device", "image_width", "image_height", "warnings"}
     assert named <= set(result.metadata)
     assert (result.metadata["image_width"], result.metadata["image_height"]) == (600, 400)
     json.dumps([result.labels, result.metadata], allow_nan=False)
 
 
+@WITH_MASKS
+def test_masks_are_listed_with_how_sure_the_engine_is(handler: Handler, job: Job, models: Models) -> None:
+    result = done(handler, job, models)
+    assert result.labels
+    assert {"count", "confidence", "embedding_cached"} <= set(result.metadata)
+
+
+@WITH_MASKS
 def test_the_png_holds_the_ids_of_the_coco_masks_small_ones_on_top(handler: Handler, job: Job, models: Models) -> None:
     result = done(handler, job, models)
     ids_hw = np.asarray(Image.open(io.BytesIO(blob(result, "mask_image_url"))))
@@ -91,6 +118,7 @@ def test_the_png_holds_the_ids_of_the_coco_masks_small_ones_on_top(handler: Hand
     assert (ids_hw == expected_hw).all()
 
 
+@WITH_MASKS
 def test_labels_agree_with_the_coco_masks(handler: Handler, job: Job, models: Models) -> None:
     result = done(handler, job, models)
     for label, annotation in zip(result.labels, annotations_of(result), strict=True):
@@ -100,6 +128,7 @@ def test_labels_agree_with_the_coco_masks(handler: Handler, job: Job, models: Mo
         assert label["object"] == annotation.get("object")
 
 
+@WITH_MASKS
 def test_the_colours_of_the_labels_are_those_of_the_png(handler: Handler, job: Job, models: Models) -> None:
     result = done(handler, job, models)
     image = Image.open(io.BytesIO(blob(result, "mask_image_url")))
@@ -114,6 +143,7 @@ def test_the_same_task_leaves_the_same_bytes(handler: Handler, job: Job, models:
     assert [file.data for file in first.blobs] == [file.data for file in second.blobs]
 
 
+@WITH_ENGINES
 def test_the_second_task_on_an_image_finds_it_embedded(handler: Handler, job: Job, models: Models) -> None:
     assert [done(handler, job, models).metadata["embedding_cached"] for _ in range(2)] == [False, True]
 
