@@ -81,6 +81,10 @@ class Config(BaseModel):
     visual: str = _named("MASKD_VISUAL", "auto", pattern="^(auto|sam3|sam2|mobilesam|classical|mock)$")
     everything: str = _named("MASKD_EVERYTHING", "auto", pattern="^(auto|sam3|sam2|mobilesam|classical|mock)$")
 
+    inpaint: str = _named("MASKD_INPAINT", "auto", pattern="^(auto|lama|classical|mock)$")
+    generate: str = _named("MASKD_GENERATE", "auto", pattern="^(auto|diffusion|mock)$")
+    kinds: str = _named("MASKD_KINDS", "all", pattern=r"^(all|[a-z_]+(,[a-z_]+)*)$")
+
     image_bytes_max: Count = _named("MASKD_IMAGE_BYTES_MAX", 50_000_000)
     image_pixels_max: Count = _named("MASKD_IMAGE_PIXELS_MAX", 50_000_000)
     text_characters_max: Count = _named("MASKD_TEXT_CHARACTERS_MAX", 1000)
@@ -91,6 +95,10 @@ class Config(BaseModel):
     texts_max: Count = _named("MASKD_TEXTS_MAX", 16)
     instances_max: Count = _named("MASKD_INSTANCES_MAX", 200)
     result_masks_max: Count = _named("MASKD_RESULT_MASKS_MAX", 400)
+    side_max: Count = _named("MASKD_SIDE_MAX", 8192)
+    steps_max: Count = _named("MASKD_STEPS_MAX", 50)
+    dilate_max: Count = _named("MASKD_DILATE_MAX", 255)
+    blur_max: Positive = _named("MASKD_BLUR_MAX", 100.0)
 
     def database_dsn(self) -> str:
         """The DSN in clear, for the adapter that connects; never log it."""

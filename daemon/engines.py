@@ -17,12 +17,13 @@ import structlog
 from daemon.config import Config
 from daemon.infer import DeviceDiedError
 from handlers.base import Handler
-from models import mobile_sam, ort, sam2, sam3, torch_device, weights
+from models import diffusion, lama, mobile_sam, ort, sam2, sam3, torch_device, weights
 from models.base import DeviceLostError, Model, Models, Role
 from models.cache import EmbeddingCache
 from models.card import Card
 from models.classical import Classical
 from models.mock import Mock
+from models.telea import Telea
 from models.torch_device import Placement
 from models.weights import DECODER_FILE, ENCODER_FILE, WeightsError
 from storage.base import ConfigurationError
@@ -32,11 +33,24 @@ log = structlog.get_logger(__name__)
 MB = 1024 * 1024
 SLOW_FACTOR = 5.0
 CPU = "cpu"
-NETWORKS = {"sam3": ("sam3",), "sam2": ("sam2", "sam2-small")}
+NETWORKS = {"sam3": ("sam3",), "sam2": ("sam2", "sam2-small"), "lama": ("lama",), "diffusion": ("diffusion",)}
 """The engines in torch, and whose weights each takes, the best first."""
 TORCH = tuple(NETWORKS)
-GPU_ORDER = {"concept": ("sam3",), "visual": ("sam3", "sam2"), "everything": ("sam2", "sam3")}
-CPU_ORDER = {"concept": ("sam3",), "visual": ("mobilesam", "sam2", "classical"), "everything": ("mobilesam", "sam2", "classical")}
+LAMA_FOR_ORT = "lama-onnx"
+GPU_ORDER = {
+    "concept": ("sam3",),
+    "visual": ("sam3", "sam2"),
+    "everything": ("sam2", "sam3"),
+    "inpaint": ("lama",),
+    "generate": ("diffusion",),
+}
+CPU_ORDER = {
+    "concept": ("sam3",),
+    "visual": ("mobilesam", "sam2", "classical"),
+    "everything": ("mobilesam", "sam2", "classical"),
+    "inpaint": ("lama", "classical"),
+    "generate": ("diffusion",),
+}
 """What `auto` takes, the best first, a GPU's before a CPU's. SAM 3 needs most of a minute an image on a CPU: there it is taken
 for texts only, which nothing else understands."""
 
@@ -123,7 +137,7 @@ class Host:
         self.folder = config.weights_dir.expanduser()
         self.only_texts: set[str] = set()
         """Engines that turned out to know no clicks."""
-        self.named = {"concept": config.concept, "visual": config.visual, "everything": config.everything}
+        self.named = {role: str(getattr(config, role)) for role in CPU_ORDER}
         self.gpus = self._gpus()
 
     def choice(self, role: str) -> str | None:
@@ -138,7 +152,9 @@ class Host:
 
     def on_gpu(self, name: str) -> bool:
         """Whether an engine runs on a GPU here."""
-        return name in TORCH and bool(self.gpus) and self._device(name) != CPU
+        if name not in TORCH or not self.gpus or self._device(name) == CPU:
+            return False
+        return name != "lama" or self.weights(name) is not None  # its ONNX file runs on the CPU
 
     def weights(self, name: str) -> Path | None:
         """Where the weights of a torch engine lie; None when there are none."""
@@ -147,9 +163,16 @@ class Host:
         there = [weights.found(weights.network(network), self.folder) for network in NETWORKS[name]]
         return next((path for path in there if path is not None), None)
 
+    def lama_for_ort(self) -> Path | None:
+        """The folder of LaMa's ONNX file."""
+        return weights.found(weights.network(LAMA_FOR_ORT), self.folder)
+
     def _can(self, name: str) -> bool:
+        if name == "lama" and self.lama_for_ort() is not None and ort.available():
+            return True
         if name in TORCH:
-            return self.weights(name) is not None and not torch_device.missing()
+            lacking = torch_device.missing(*(("diffusers",) if name == "diffusion" else ()))
+            return self.weights(name) is not None and not lacking
         if name == "mobilesam":
             return ort.available() and weights.in_place(weights.network("mobile-sam"), self.folder)
         return True
@@ -197,35 +220,40 @@ class Workshop:
     def engine(self, role: str, name: str) -> Any:
         """The engine of that name for that role."""
         setting = f"MASKD_{role.upper()}"
-        if name not in self._made:
+        key = "telea" if (name, role) == ("classical", "inpaint") else name
+        if key not in self._made:
             try:
-                self._made[name] = self._make(name, setting)
+                self._made[key] = self._make(name, setting)
             except WeightsError as error:
                 raise ConfigurationError(f"{setting}={name}: {error}") from error
             except MemoryError as error:
                 raise ConfigurationError(f"{setting}={name} does not fit on {self.device}; raise MASKD_GPU_MEMORY_MB") from error
             except DeviceLostError as error:
                 raise DeviceDiedError(f"{self.device} answers nothing any more: {error}") from error
-            if self._card is not None and name in TORCH:
-                self._card.bring([self._made[name].network])
-            log.info("engine.loaded", **_facts(self._made[name]))
-        if role != "concept" and not getattr(self._made[name], "has_tracker", True):
+            network = getattr(self._made[key], "network", None)
+            if self._card is not None and network is not None:
+                self._card.bring([network])
+            log.info("engine.loaded", **_facts(self._made[key]))
+        if role != "concept" and not getattr(self._made[key], "has_tracker", True):
             raise OnlyTextsError(f"{setting}={name}: this checkpoint reads texts only; name another engine")
-        return self._made[name]
+        return self._made[key]
 
     def make_room(self, roles: frozenset[Role], models: Models) -> None:
         """These roles are about to run here: their networks go to the card, others leave it when it is full."""
         if self._card is not None:
             held = [models.of(role) for role in roles]
-            self._card.bring([engine.network for engine in self._made.values() if engine in held and engine.engine in TORCH])
+            networks = [getattr(engine, "network", None) for engine in self._made.values() if engine in held]
+            self._card.bring([network for network in networks if network is not None])
 
     def _make(self, name: str, setting: str) -> Any:
         makers: dict[str, Callable[[], Any]] = {
-            "classical": Classical,
+            "classical": Telea if setting == "MASKD_INPAINT" else Classical,
             "mock": Mock,
             "mobilesam": partial(self._mobile_sam, setting),
             "sam2": partial(self._torch, partial(sam2.load, crop_layers=self._host.config.crop_layers), "sam2"),
             "sam3": partial(self._torch, sam3.load, "sam3"),
+            "lama": self._lama,
+            "diffusion": partial(self._torch, diffusion.load, "diffusion"),
         }
         return makers[name]()
 
@@ -241,10 +269,19 @@ class Workshop:
         half = self.device != CPU if config.precision == "auto" else config.precision == "bf16"
         torch_device.use_threads(config.threads())
         engine = load(path, Placement(self.device, half, config.compile))
-        if config.compile:
+        if config.compile and hasattr(engine, "warm_up"):
             log.info("engine.warming_up", engine=name, device=self.device)
             engine.warm_up()
         return engine
+
+    def _lama(self) -> Any:
+        config, threads = self._host.config, self._host.config.threads()
+        for_ort, for_torch = self._host.lama_for_ort(), self._host.weights("lama")
+        if for_torch is not None and (for_ort is None or not torch_device.missing()):
+            return lama.load(for_torch / lama.SCRIPT_FILE, Placement(self.device), threads)
+        if for_ort is None:
+            raise WeightsError(weights.how_to_get(LAMA_FOR_ORT, config.weights_dir.expanduser()))
+        return lama.load(for_ort / lama.ONNX_FILE, Placement(), threads)
 
     def _mobile_sam(self, setting: str) -> Any:
         config, folder = self._host.config, self._host.folder

@@ -24,6 +24,10 @@ FOUND_MAX = 6
 POINT_SHARE = 0.021
 """Radius of a point, as a share of the photo's longer side."""
 
+WELCOME = "Rows went into a table, masks and images came out. Point at a mask to see what it is, at an image to see it before."
+POINTING = ("boxes", "points", "objects", "masks", "layers")
+"""Params that are drawn, or said in words of their own."""
+
 Object = Mapping[str, Any]
 
 
@@ -81,7 +85,7 @@ def page(cards: Sequence[Card], seconds: float, footer: str = "") -> str:
 <style>
 {STYLE.read_text(encoding="utf-8")}{_backgrounds(cards)}</style>
 <header>
-<div><h1>maskd demo</h1><p>Rows went into a table, masks came out. Point at a mask to see what it is.</p></div>
+<div><h1>maskd demo</h1><p>{WELCOME}</p></div>
 {_summary(cards, seconds)}
 <fieldset>{"".join(_switch(name) for name in ("masks", "outlines", "prompts"))}</fieldset>
 </header>
@@ -129,12 +133,19 @@ def _card(card: Card) -> str:
 
 
 def _stage(card: Card) -> str:
-    """The photo, the very mask image that was written over it, outlines and prompts; a painted result instead of both."""
+    """The photo, the very mask image that was written over it, outlines and prompts; or the image that was made, and in a corner
+    the photo that it was made of."""
     photo, result = card.photo.inline(), card.files.get("result_image_url")
     parts = [f'<div class="backdrop {_class(card.photo)}"></div>']
-    parts.append(f'<img src="{photo if result is None else result.inline()}" alt="{_text(card.title)}">')
+    parts.append(f'<img src="{photo}" alt="{_text(card.title)}">')
+    if result is not None:
+        width, height = _size(card.photo)
+        before = f'<div class="{_class(card.photo)}"></div>{_prompts(card)}<figcaption>before</figcaption>'
+        parts.append(f'<img class="after" src="{result.inline()}" alt="{_text(card.title)}, done">')
+        parts.append(f'<figure class="before" style="aspect-ratio: {width} / {height}">{before}</figure>')
+        return f'<figure class="stage">{"".join(parts)}</figure>'
     mask = card.files.get("mask_image_url")
-    if mask is not None and result is None:
+    if mask is not None:
         parts.append(f'<img class="mask" src="{mask.inline()}" alt="">')
         parts.append(_outlines(card))
     parts.append(_prompts(card))
@@ -174,7 +185,7 @@ def _dot(x: float, y: float, label: int, size_wh: tuple[int, int]) -> str:
 def _answers(card: Card) -> str:
     """With `multimask` every answer to the same question, best first."""
     annotations = card.annotations()
-    if len(annotations) == len(card.colours()) or not card.colours():
+    if not annotations or len(annotations) == len(card.colours()) or not card.colours():
         return ""
     own = next(iter(card.colours().values()))
     figures = [
@@ -218,7 +229,12 @@ def _links(card: Card) -> str:
 
 def _names(card: Card) -> dict[int, str]:
     labels = card.row["labels"] or ()
-    return {int(label["id"]): f"{label['label']} {label['score']:.2f}, {label['area']:,} px" for label in labels}
+    return {int(label["id"]): f"{_name(label)}, {label['area']:,} px" for label in labels}
+
+
+def _name(label: Object) -> str:
+    """Of a mask its name and score, of a painted layer its colour and how much of it."""
+    return f"{label['label']} {label['score']:.2f}" if "label" in label else f"{label['color']} at {label['opacity']:.0%}"
 
 
 def in_words(params: Object, text: str | None) -> list[str]:
@@ -228,7 +244,9 @@ def in_words(params: Object, text: str | None) -> list[str]:
     words += [f"box {', '.join(f'{value:g}' for value in box)}" for box in asked.boxes]
     words += [f"{'+' if label else '−'} point {x:g}, {y:g}" for x, y, label in asked.points]
     words += [f"outline of {len(polygon)} corners" for polygon in asked.polygons]
-    words += [f"{name} {json.dumps(params[name])}" for name in params if name not in ("boxes", "points", "objects")]
+    words += [f"{layer['color']} at {layer['opacity']:.0%}" for layer in params.get("layers", ())]
+    words += ["the mask of an earlier task" for mask in _masks(params) if "task_id" in mask]
+    words += [f"{name} {json.dumps(params[name])}" for name in params if name not in POINTING]
     return words or ["the photo alone"]
 
 
@@ -237,8 +255,14 @@ def pointed(params: Object) -> Pointed:
     wanted = [params, *params.get("objects", ())]
     boxes = [box for each in wanted for box in (*each.get("boxes", ()), *([each["box"]] if "box" in each else ()))]
     points = [_point(point) for each in wanted for point in each.get("points", ())]
-    polygons = [each["mask"]["polygon"] for each in wanted if "polygon" in each.get("mask", {})]
+    polygons = [mask["polygon"] for mask in _masks(params) if "polygon" in mask]
     return Pointed(boxes, points, polygons)
+
+
+def _masks(params: Object) -> list[Object]:
+    """Every mask that a task names, as it was named."""
+    single = [each["mask"] for name in ("objects", "layers") for each in params.get(name, ()) if "mask" in each]
+    return [*single, *params.get("masks", ())]
 
 
 def _point(point: Any) -> tuple[float, float, int]:

@@ -38,7 +38,7 @@ from daemon.write import Writer
 from handlers.base import Handler, Limits
 from handlers.registry import discover
 from models.cache import EmbeddingCache
-from storage.base import BlobStore, UnavailableError
+from storage.base import BlobStore, ConfigurationError, UnavailableError
 from storage.files import FileBlobs
 from storage.notify import NotifyWake
 from storage.postgres import PostgresStore, is_transaction_pooler
@@ -51,6 +51,8 @@ EXTEND = "EXTEND_TIMEOUT_USEC=15000000"
 EXTEND_EVERY_SECONDS = 5.0
 START_PROBE_SECONDS = 10.0
 STALLED_LEASES = 3.0
+IN_CONFIG = {"pixels_max": "image_pixels_max"}
+"""Limits of tasks that have another name among the settings."""
 GPU_BATCHES_MORE = 2
 """Beside the batch on a GPU and the one that is ready: one that is fetched, and one that is drawn and stored."""
 MB = 1024 * 1024
@@ -195,8 +197,17 @@ class Daemon:
 
 def build(config: Config, handlers: Mapping[str, Handler] | None = None) -> Daemon:
     """A daemon made of the real adapters; `handlers` replaces the discovered kinds."""
-    kinds = discover() if handlers is None else handlers
+    kinds = _wanted(discover(), config.kinds) if handlers is None else handlers
     return Daemon(config, kinds, build_blobs(config), EmbeddingCache(config.embedding_cache_mb * MB))
+
+
+def _wanted(kinds: Mapping[str, Handler], names: str) -> Mapping[str, Handler]:
+    """The kinds that this host may serve by its settings. Raises ConfigurationError for a name that is none."""
+    if names == "all":
+        return kinds
+    if unknown := sorted(set(names.split(",")) - set(kinds)):
+        raise ConfigurationError(f"MASKD_KINDS: there is no kind {unknown[0]}; there are: {', '.join(sorted(kinds))}")
+    return {kind: kinds[kind] for kind in names.split(",")}
 
 
 def build_blobs(config: Config) -> BlobStore:
@@ -232,7 +243,7 @@ def assemble(daemon: Daemon, templates: list[str], journal: Journal) -> Parts:
         config.threads(),
         config.timeout_seconds,
     )
-    asks = Limits(**{each.name: getattr(config, each.name) for each in fields(Limits)})
+    asks = Limits(**{each.name: getattr(config, IN_CONFIG.get(each.name, each.name)) for each in fields(Limits)})
     keys = build_keys(config)
     lease = Lease(store, daemon.worker, held, config.lease_seconds, config.unserved_seconds)
     lease.kinds = tuple(sorted({kind for pool in pools.values() for kind in pool.kinds}))

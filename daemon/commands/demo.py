@@ -177,10 +177,13 @@ class Demo:
             keys[photo] = await upload(daemon.blobs, owner, PHOTOS / photo)
             self.said.part(photo)
         self.said.step("working", len(served))
-        return [
-            Sent(number, each, await client.insert(owner, each.kind, keys[each.photo], dict(each.params), each.text))
-            for number, each in enumerate(served, 1)
-        ]
+        sent: list[Sent] = []
+        ids: dict[str, str] = {}
+        for number, each in enumerate(served, 1):
+            key, after = keys[each.photo] if each.own_photo else None, None if each.after is None else ids[each.after]
+            ids[each.title] = await client.insert(owner, each.kind, key, each.asked(ids), each.text, after=after)
+            sent.append(Sent(number, each, ids[each.title]))
+        return sent
 
     async def _finished(self, client: TaskClient, sent: Sequence[Sent]) -> list[dict[str, Any]]:
         """The rows when all are final, or as they are when the time is over."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,13 +23,25 @@ RESULT_COLUMNS = ("mask_image_url", "masks_url", "result_image_url")
 CONTENT_TYPES = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png", ".webp": "image/webp"}
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the options ask for."""
+
+    kind: str
+    text: str | None
+    params: dict[str, Any]
+    project: str | None
+    after: str | None
+
+
 def submit(
     image: Annotated[Path, typer.Argument(help="The photo.", exists=True, dir_okay=False, readable=True)],
-    kind: Annotated[str, typer.Option(help="What is asked (see README).")] = "segment_visual",
+    kind: Annotated[str | None, typer.Option(help="What is asked (see README); by itself what fits the other options.")] = None,
     text: Annotated[str | None, typer.Option(help="text_prompt")] = None,
     point: Annotated[list[str] | None, typer.Option(help="X,Y or X,Y,LABEL (0 = background); repeat for more.")] = None,
     box: Annotated[list[str] | None, typer.Option(help="X0,Y0,X1,Y1; repeat for more.")] = None,
     params: Annotated[str, typer.Option(help="Further params as JSON.")] = "{}",
+    after: Annotated[str | None, typer.Option(help="The task that this one waits for.")] = None,
     project: Annotated[str | None, typer.Option(help="The project; not needed when there is only one.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the result.")] = False,
     timeout: Annotated[float, typer.Option(help="Seconds to wait.")] = 300.0,
@@ -37,7 +50,9 @@ def submit(
 ) -> None:
     """Send one photo through the queue, exactly as the Edge does."""
     asked = asked_params(params, point or [], box or [])
-    row = anyio.run(_submit, load(), image, kind, text, asked, project, wait or out is not None, timeout, out)
+    kind = kind or ("segment_concept" if text and not (point or box) else "segment_visual")
+    sent = Wanted(kind, text, asked, project, after)
+    row = anyio.run(_submit, load(), image, sent, wait or out is not None, timeout, out)
     if as_json:
         typer.echo(json.dumps(row, default=str))
     else:
@@ -73,23 +88,13 @@ def describe(row: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-async def _submit(
-    config: Config,
-    image: Path,
-    kind: str,
-    text: str | None,
-    params: dict[str, Any],
-    project: str | None,
-    wait: bool,
-    timeout: float,
-    out: Path | None,
-) -> dict[str, Any]:
+async def _submit(config: Config, image: Path, wanted: Wanted, wait: bool, timeout: float, out: Path | None) -> dict[str, Any]:
     blobs = build_blobs(config)
     client = await TaskClient.connect(config.database_dsn())
     try:
-        owner = await client.owner(project)
+        owner = await client.owner(wanted.project)
         key = await upload(blobs, owner, image)
-        task_id = await client.insert(owner, kind, key, params, text)
+        task_id = await client.insert(owner, wanted.kind, key, wanted.params, wanted.text, after=wanted.after)
         if not wait:
             return (await client.rows([task_id]))[0]
         row = (await client.finished([task_id], timeout))[0]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from support.checkpoints import exported
+from support.inpaint_checkpoints import needs_onnx, onnx_file
 
 from daemon.config import Config, load
 from daemon.engines import Station, build_stations, describe, kinds_of
@@ -39,7 +40,7 @@ def refusal(folder: Path, **more: str) -> str:
 
 
 def test_without_weights_the_engine_that_needs_none_answers(tmp_path: Path) -> None:
-    assert engines(tmp_path) == {"visual": "classical", "everything": "classical"}
+    assert engines(tmp_path) == dict.fromkeys(("visual", "everything", "inpaint"), "classical")
 
 
 def test_one_file_of_two_is_not_enough(tmp_path: Path) -> None:
@@ -48,7 +49,7 @@ def test_one_file_of_two_is_not_enough(tmp_path: Path) -> None:
 
 
 def test_mobile_sam_is_taken_when_its_files_are_there() -> None:
-    assert engines(exported()) == {"visual": "mobilesam", "everything": "mobilesam"}
+    assert engines(exported()) == {"visual": "mobilesam", "everything": "mobilesam", "inpaint": "classical"}
 
 
 def test_both_roles_share_one_engine_and_health_names_it() -> None:
@@ -57,9 +58,26 @@ def test_both_roles_share_one_engine_and_health_names_it() -> None:
     assert describe([station])["visual"]["model_id"].startswith("mobile-sam-")
 
 
+def test_a_painter_is_the_best_whose_weights_are_there(tmp_path: Path) -> None:
+    needs_onnx()
+    (tmp_path / "lama").mkdir()
+    shutil.copy(onnx_file(512), tmp_path / "lama" / "lama_fp32.onnx")
+    assert engines(tmp_path)["inpaint"] == "lama"
+    assert engines(tmp_path, MASKD_INPAINT="classical")["inpaint"] == "classical"
+    said = refusal(tmp_path / "nowhere", MASKD_INPAINT="lama")
+    assert said.startswith("MASKD_INPAINT=lama: ")
+    assert "maskd weights pull lama-onnx" in said
+
+
+def test_words_become_pictures_only_where_there_is_a_generator(tmp_path: Path) -> None:
+    assert "generate" not in engines(tmp_path)
+    said = refusal(tmp_path, MASKD_GENERATE="diffusion")
+    assert "maskd weights pull diffusion" in said
+
+
 def test_each_role_can_have_an_engine_of_its_own() -> None:
     named = {"MASKD_VISUAL": "classical", "MASKD_EVERYTHING": "mock"}
-    assert engines(exported(), **named) == {"visual": "classical", "everything": "mock"}
+    assert engines(exported(), **named) == {"visual": "classical", "everything": "mock", "inpaint": "classical"}
 
 
 def test_texts_are_answered_where_an_engine_for_them_is_named() -> None:
@@ -68,7 +86,7 @@ def test_texts_are_answered_where_an_engine_for_them_is_named() -> None:
 
 def test_kinds_whose_roles_have_no_engine_are_not_claimed(tmp_path: Path) -> None:
     stations = build_stations(config_of(tmp_path), EmbeddingCache(0))
-    assert sorted(kinds_of(stations, discover())["cpu"]) == ["segment_everything", "segment_visual"]
+    assert not {"segment_concept", "fill_object"} & set(kinds_of(stations, discover())["cpu"])
 
 
 def test_a_kind_that_a_gpu_serves_is_left_to_the_gpus() -> None:
@@ -79,7 +97,8 @@ def test_a_kind_that_a_gpu_serves_is_left_to_the_gpus() -> None:
         Station("gpu1", "cuda:1", Models(EmbeddingCache(0), visual=cpu, concept=Mock(device="cuda:1"))),
         Station("cpu", "cpu", Models(EmbeddingCache(0), visual=cpu)),
     ]
-    claimed = {name: sorted(kinds) for name, kinds in kinds_of(stations, discover()).items()}
+    segmenting = {kind: handler for kind, handler in discover().items() if kind.startswith("segment_")}
+    claimed = {name: sorted(kinds) for name, kinds in kinds_of(stations, segmenting).items()}
     assert claimed == {"gpu0": ["segment_concept"], "gpu1": ["segment_concept"], "cpu": ["segment_visual"]}
     assert describe(stations)["concept"]["device"] == "cuda:0"
 
