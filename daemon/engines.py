@@ -16,7 +16,7 @@ import structlog
 
 from daemon.config import Config
 from daemon.infer import DeviceDiedError
-from handlers.base import Handler
+from handlers.base import Handler, roles_in
 from models import diffusion, lama, mobile_sam, ort, sam2, sam3, torch_device, weights
 from models.base import DeviceLostError, Model, Models, Role
 from models.cache import EmbeddingCache
@@ -73,7 +73,8 @@ class Station:
         """Whether a kind runs here: each of its roles has an engine, and at a GPU one of them is on it."""
         if not self.models.roles() >= handler.ROLES:
             return False
-        return self.device == CPU or any(self.models.of(role).device == self.device for role in handler.ROLES)
+        used = roles_in(handler, self.models.roles())
+        return self.device == CPU or any(self.models.of(role).device == self.device for role in used)
 
 
 def build_stations(config: Config, cache: EmbeddingCache) -> list[Station]:

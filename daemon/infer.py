@@ -21,7 +21,7 @@ from daemon import metrics
 from daemon.batch import Batcher
 from daemon.journal import Journal
 from daemon.work import Work
-from handlers.base import Handler, Result
+from handlers.base import Handler, Result, roles_in
 from models.base import DeviceLostError, Models, StoppedError
 
 log = structlog.get_logger(__name__)
@@ -324,7 +324,7 @@ def _infer(handler: Handler, items: Sequence[Any], models: Models, running: Runn
 
 
 def _run(handler: Handler, items: Sequence[Any], models: Models, stop: Callable[[], None]) -> Sequence[Any]:
-    models.make_room(handler.ROLES, models)
+    models.make_room(roles_in(handler, models.roles()), models)
     return handler.run(items, models, stop)
 
 

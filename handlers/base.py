@@ -179,3 +179,9 @@ class Handler(Protocol):
     def finish(self, job: Job, raw: Any) -> Result:
         """Encode one raw answer into files, labels and metadata. CPU thread."""
         ...
+
+
+def roles_in(handler: Handler, held: frozenset[Role]) -> frozenset[Role]:
+    """The roles that a handler uses in a pool that holds these: its `ROLES`, and what it `MAY_USE`, if it says so."""
+    may_use: frozenset[Role] = getattr(handler, "MAY_USE", frozenset())
+    return handler.ROLES | (may_use & held)

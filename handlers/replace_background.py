@@ -26,7 +26,8 @@ from handlers.base import BlobRef, Inputs, Job, Limits, RejectedError, Request, 
 from models.base import Generator, ImageHWC, Mask, Models, Role, Stop
 
 ROLES = frozenset({Role.VISUAL})
-"""And a generator where there is a prompt: a host without one gives such rows back."""
+MAY_USE = frozenset({Role.GENERATE})
+"""Where there is a prompt; a host without a generator gives such rows back."""
 BATCH_MAX = 2
 TIMEOUT_FACTOR = 5.0
 

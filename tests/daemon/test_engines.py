@@ -103,6 +103,18 @@ def test_a_kind_that_a_gpu_serves_is_left_to_the_gpus() -> None:
     assert describe(stations)["concept"]["device"] == "cuda:0"
 
 
+def test_backgrounds_go_where_words_become_pictures() -> None:
+    # As above: engines that only say where they are.
+    generator = Mock(device="cuda:0")
+    stations = [
+        Station("gpu0", "cuda:0", Models(EmbeddingCache(0), visual=Mock(), generate=generator)),
+        Station("cpu", "cpu", Models(EmbeddingCache(0), visual=Mock())),
+    ]
+    claimed = {name: set(kinds) for name, kinds in kinds_of(stations, discover()).items()}
+    assert claimed["gpu0"] == {"fill_object", "replace_background"}
+    assert "replace_background" not in claimed["cpu"]
+
+
 def test_cuda_without_a_usable_device_ends_the_start_and_names_the_wheel_or_the_driver(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="needs torch")
     if torch.cuda.is_available():
