@@ -265,7 +265,7 @@ def test_a_network_that_finds_no_memory_says_so(tmp_path: Path) -> None:
         def forward(self, image, mask):  # type: ignore[no-untyped-def]
             return torch.zeros([1 << 50]).sum() + image + mask
 
-    assert "does not fit on cpu: this host is out of memory" in refusal(save_script(Greedy(), tmp_path / "greedy.pt"))
+    assert "does not fit on cpu: there is not enough memory" in refusal(save_script(Greedy(), tmp_path / "greedy.pt"))
 
 
 def test_nan_on_a_photo_is_an_error_and_no_picture() -> None:

@@ -16,14 +16,14 @@ KINDS = {"segment_visual": {"boxes": [PHOTO_BOX]}, "segment_everything": {"point
 def test_rows_of_both_kinds_are_done_by_the_network_that_lies_in_the_folder(site: Site, tmp_path: Path) -> None:
     settings = site.settings(MASKD_WEIGHTS_DIR=str(exported()), MASKD_CPU_THREADS="1")
     with running(settings, tmp_path) as daemon:
-        (loaded,) = daemon.events("engine.loaded")
+        (loaded,) = [event for event in daemon.events("engine.loaded") if event["engine"] == "mobilesam"]
         tasks = [site.queue.insert(kind, params, site.photo)[0] for kind, params in KINDS.items()]
         rows = site.queue.finished(tasks)
         models = json.loads(daemon.get("/health")[1])["models"]
         assert daemon.stop() == 0
     assert [(row["status"], row["metadata"]["engine"]) for row in rows] == [("done", "mobilesam")] * 2, rows
     assert (
-        {row["metadata"]["model_id"] for row in rows} == {loaded["model_id"]} == {facts["model_id"] for facts in models.values()}
+        {row["metadata"]["model_id"] for row in rows} == {loaded["model_id"]} == {models[role]["model_id"] for role in ("visual", "everything")}
     )
     assert sorted(row["metadata"]["embedding_cached"] for row in rows) == [False, True]
     for row in rows:
