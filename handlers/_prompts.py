@@ -35,14 +35,15 @@ def prompts_of(objects: Sequence[ObjectPrompt], job: Job) -> list[Prompt]:
 def _prompt(wanted: ObjectPrompt, job: Job, size_wh: tuple[int, int]) -> Prompt:
     points = wanted.all_points()
     return Prompt(
-        points_xy=tuple(_inside(point, size_wh) for point in points),
+        points_xy=tuple(inside(point, size_wh) for point in points),
         labels=tuple(point.label for point in points),
         box_xyxy=None if wanted.box is None else clipped(wanted.box, size_wh),
         mask=None if wanted.mask is None else _mask(wanted, job, size_wh),
     )
 
 
-def _inside(point: Point, size_wh: tuple[int, int]) -> tuple[float, float]:
+def inside(point: Point, size_wh: tuple[int, int]) -> tuple[float, float]:
+    """The point; raises RejectedError when it lies outside the image."""
     if 0 <= point.x < size_wh[0] and 0 <= point.y < size_wh[1]:
         return point.x, point.y
     raise RejectedError(

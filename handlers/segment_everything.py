@@ -109,12 +109,13 @@ def _answers(jobs: Sequence[Prepared], models: Models, stop: Stop) -> list[Answe
     model, answers = _model(models), []
     embedded = models.embeddings.get(model, [job.view for job in jobs])
     for job, (embedding, cached) in zip(jobs, embedded, strict=True):
-        options = _options(job.params, model)
+        options = options_of(job.params, model)
         answers.append(Answer(model.everything(embedding, options, stop), options.points_per_side, facts_of(model, cached)))
     return answers
 
 
-def _options(params: EverythingParams, model: Model) -> EverythingOptions:
+def options_of(params: EverythingParams, model: Model) -> EverythingOptions:
+    """How finely that engine looks when asked so."""
     default = POINTS_PER_SIDE_SLOW if (model.engine, model.device) == SLOW else POINTS_PER_SIDE
     return EverythingOptions(**{"points_per_side": default} | params.model_dump(exclude_none=True))
 

@@ -126,6 +126,7 @@ def _through(
     held: list[Candidate] = []
     for first in range(0, len(points_xy), batch):
         stop()
+        options.progress(first / len(points_xy))
         found = _passing(*clicks(points_xy[first : first + batch]), window, options)
         held += [candidate for candidate in found if not _cut_off(candidate, size_hw)]
         if sum(candidate.crop_hw.nbytes for candidate in held) > held_bytes_max:

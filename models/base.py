@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -114,12 +114,16 @@ class ConceptPrompt:
     labels: tuple[int, ...] = ()
 
 
+def untold(done: float) -> None:
+    """What becomes of progress that nobody asked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class EverythingOptions:
     """How finely to look for all masks of an image (names and meaning as in segment-anything's mask generator).
 
     `crop_layers`: look also into 2 x 2 overlapping crops, then 4 x 4 and so on, as far as the engine was loaded to keep crops;
-    None: into all that it keeps.
+    None: into all that it keeps. `progress` is told the share that is done, 0..1, between steps.
     """
 
     points_per_side: int = 32
@@ -128,15 +132,19 @@ class EverythingOptions:
     box_nms_thresh: float = 0.7
     min_mask_area: int = 0
     crop_layers: int | None = None
+    progress: Callable[[float], None] = field(default=untold, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """An image on its way into a model. `small` is what the model's `shrink` made of it, None while its embedding is kept."""
+    """An image on its way into a model. `small` is what the model's `shrink` made of it, None while its embedding is kept.
+    `size_hw` is set where `image_hwc` is a reduced copy: that of the image it was made of, in whose pixels masks are wanted.
+    """
 
     content_hash: str
     image_hwc: ImageHWC
     small: Any = None
+    size_hw: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +194,9 @@ class Model(Protocol):
 class Embedder(Model, Protocol):
     """A model that looks at images before any prompt, in two steps, so that a device never waits for the CPU."""
 
-    def shrink(self, image_hwc: ImageHWC) -> Any:
-        """What `embed` needs of one image: resized, still small integers. Any CPU thread."""
+    def shrink(self, image_hwc: ImageHWC, size_hw: tuple[int, int] | None = None) -> Any:
+        """What `embed` needs of one image: resized, still small integers. `size_hw` is that of the image of which this one is a
+        reduced copy: prompts and masks are in its pixels. Any CPU thread."""
         ...
 
     def embed(self, smalls: Sequence[Any]) -> list[Embedding]:
@@ -295,12 +304,20 @@ class Generator(Model, Protocol):
 class Embeddings(Protocol):
     """Where embeddings are kept between tasks (`models.cache.EmbeddingCache`)."""
 
-    def view(self, embedder: Embedder, content_hash: str, image_hwc: ImageHWC) -> View:
+    def view(self, embedder: Embedder, content_hash: str, image_hwc: ImageHWC, size_hw: tuple[int, int] | None = None) -> View:
         """The image, shrunk unless its embedding is there. Any CPU thread."""
         ...
 
-    def get(self, embedder: Embedder, views: Sequence[View]) -> list[tuple[Embedding, bool]]:
+    def get(self, embedder: Embedder, views: Sequence[View], of_session: bool = False) -> list[tuple[Embedding, bool]]:
         """Per view its embedding by that model and whether it was already there; the others are computed together."""
+        ...
+
+    def kept(self, embedder: Embedder, content_hash: str) -> Embedding | None:
+        """The embedding of a session's image if it is there."""
+        ...
+
+    def discard(self, content_hash: str) -> None:
+        """Forget that image for every model."""
         ...
 
 

@@ -6,8 +6,9 @@ Enters: images and their content hashes. Leaves: their embeddings, each computed
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -22,17 +23,20 @@ SMALLS_MAX = 8
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A kept embedding; one of a session outlives all of tasks."""
+    """A kept embedding; until that time it is one of a session, which outlives all of tasks."""
 
     embedding: Embedding
-    of_session: bool
+    session_until: float
 
 
 class EmbeddingCache:
-    """`models.base.Embeddings`, thread-safe. `bytes_max` holds per device; a larger embedding is given back but not kept."""
+    """`models.base.Embeddings`, thread-safe. `bytes_max` holds per device; a larger embedding is given back but not kept. What a
+    session has not used for `session_seconds` counts as a task's."""
 
-    def __init__(self, bytes_max: int) -> None:
+    def __init__(self, bytes_max: int, session_seconds: float = 600.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._bytes_max = bytes_max
+        self._session_seconds = session_seconds
+        self._clock = clock
         self._lock = threading.Lock()
         self._entries: OrderedDict[Key, Entry] = OrderedDict()
         self._pending: dict[Key, Future[Embedding]] = {}
@@ -62,20 +66,20 @@ class EmbeddingCache:
         with self._lock:
             return len(self._entries)
 
-    def view(self, embedder: Embedder, content_hash: str, image_hwc: ImageHWC) -> View:
+    def view(self, embedder: Embedder, content_hash: str, image_hwc: ImageHWC, size_hw: tuple[int, int] | None = None) -> View:
         """The image, shrunk unless its embedding is there or on its way."""
         key = _key(embedder, content_hash)
         with self._lock:
             if key in self._entries or key in self._pending:
-                return View(content_hash, image_hwc)
+                return View(content_hash, image_hwc, None, size_hw)
             small = self._smalls.get(key)
         if small is None:
-            small = embedder.shrink(image_hwc)
+            small = embedder.shrink(image_hwc, size_hw)
             with self._lock:
                 self._smalls[key] = small
                 while len(self._smalls) > SMALLS_MAX:
                     self._smalls.popitem(last=False)
-        return View(content_hash, image_hwc, small)
+        return View(content_hash, image_hwc, small, size_hw)
 
     def get(self, embedder: Embedder, views: Sequence[View], of_session: bool = False) -> list[tuple[Embedding, bool]]:
         """Per view its embedding by that model, and whether it was there or on its way already; the others are computed in one
@@ -89,7 +93,7 @@ class EmbeddingCache:
                 kept = self._entries.get(key)
                 if kept is not None:
                     self._hits += 1
-                    self._keep(key, Entry(kept.embedding, kept.of_session or of_session))
+                    self._keep(key, Entry(kept.embedding, max(kept.session_until, self._until(of_session))))
                     answers.append((kept.embedding, True))
                     continue
                 known = key in self._pending
@@ -110,6 +114,17 @@ class EmbeddingCache:
             self._hold_for_sessions([_key(embedder, view.content_hash) for view in views])
         return found
 
+    def kept(self, embedder: Embedder, content_hash: str) -> Embedding | None:
+        """The embedding of a session's image if it is there; that counts as a use."""
+        key = _key(embedder, content_hash)
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None:
+                return None
+            self._hits += 1
+            self._keep(key, Entry(entry.embedding, self._until(of_session=True)))
+            return entry.embedding
+
     def discard(self, content_hash: str) -> None:
         """Forget that image for every model."""
         with self._lock:
@@ -119,7 +134,8 @@ class EmbeddingCache:
     def _compute(self, mine: dict[Key, View], embedder: Embedder, of_session: bool) -> None:
         """Embed these and tell whoever waits for one of them, of the answer or that there is none."""
         try:
-            smalls = [embedder.shrink(view.image_hwc) if view.small is None else view.small for view in mine.values()]
+            views = list(mine.values())
+            smalls = [embedder.shrink(view.image_hwc, view.size_hw) if view.small is None else view.small for view in views]
             embeddings = embedder.embed(smalls)
             if len(embeddings) != len(smalls):
                 raise RuntimeError(f"{embedder.engine} made {len(embeddings)} embeddings of {len(smalls)} images")
@@ -129,7 +145,7 @@ class EmbeddingCache:
             raise
         with self._lock:
             for key, embedding in zip(mine, embeddings, strict=True):
-                self._keep(key, Entry(embedding, of_session))
+                self._keep(key, Entry(embedding, self._until(of_session)))
         for future, embedding in zip(self._answered(mine), embeddings, strict=True):
             future.set_result(embedding)
 
@@ -145,7 +161,10 @@ class EmbeddingCache:
         with self._lock:
             for key in keys:
                 if key in self._entries:
-                    self._entries[key] = Entry(self._entries[key].embedding, True)
+                    self._entries[key] = Entry(self._entries[key].embedding, self._until(of_session=True))
+
+    def _until(self, of_session: bool) -> float:
+        return self._clock() + self._session_seconds if of_session else 0.0
 
     def _answered(self, mine: dict[Key, View]) -> list[Future[Embedding]]:
         with self._lock:
@@ -162,7 +181,8 @@ class EmbeddingCache:
         here = [other for other in self._entries if other[1] == key[1]]
         held = sum(self._entries[other].embedding.nbytes for other in here)
         # Tasks' entries go first, each group from the least recently used; sorting is stable.
-        for other in sorted(here, key=lambda other: self._entries[other].of_session):
+        now = self._clock()
+        for other in sorted(here, key=lambda other: self._entries[other].session_until > now):
             if held <= self._bytes_max:
                 return
             if other != key:

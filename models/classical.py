@@ -37,11 +37,11 @@ class Classical:
     model_id: str = "grabcut+felzenszwalb"
     device: str = "cpu"
 
-    def shrink(self, image_hwc: ImageHWC) -> Sight:
+    def shrink(self, image_hwc: ImageHWC, size_hw: tuple[int, int] | None = None) -> Sight:
         """The image reduced, and its regions; uint8 RGB (height, width, 3)."""
         from models import regions
 
-        return regions.look(image_hwc)
+        return regions.look(image_hwc, size_hw)
 
     def embed(self, smalls: Sequence[Sight]) -> list[Embedding]:
         """Nothing is left to do: there is no device."""

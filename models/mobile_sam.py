@@ -78,11 +78,11 @@ class MobileSam:
         """What /health tells besides: the encoder's runtime, and milliseconds by runtime if several were tried."""
         return {"runtime": self.runtime, **({"measured_ms": self.measured_ms} if self.measured_ms else {})}
 
-    def shrink(self, image_hwc: ImageHWC) -> Small:
+    def shrink(self, image_hwc: ImageHWC, size_hw: tuple[int, int] | None = None) -> Small:
         """The image at the model's side, and its own size; resized as in segment-anything, by Pillow's bilinear filter."""
-        size_hw = image_hwc.shape[0], image_hwc.shape[1]
-        height, width = self._frame(size_hw).inner_hw
-        return size_hw, image_hwc if (height, width) == size_hw else _resized(image_hwc, (width, height))
+        given_hw = image_hwc.shape[0], image_hwc.shape[1]
+        height, width = self._frame(size_hw or given_hw).inner_hw
+        return size_hw or given_hw, image_hwc if (height, width) == given_hw else _resized(image_hwc, (width, height))
 
     def embed(self, smalls: Sequence[Small]) -> list[Embedding]:
         """The encoder's output, float32 (1, 256, side / 16, side / 16), one image after the other."""

@@ -46,9 +46,9 @@ class Mock:
     tokens_max: int = 32
     side: int = 512
 
-    def shrink(self, image_hwc: ImageHWC) -> tuple[int, int]:
+    def shrink(self, image_hwc: ImageHWC, size_hw: tuple[int, int] | None = None) -> tuple[int, int]:
         """The image's size and nothing else."""
-        return image_hwc.shape[0], image_hwc.shape[1]
+        return size_hw or (image_hwc.shape[0], image_hwc.shape[1])
 
     def embed(self, smalls: Sequence[tuple[int, int]]) -> list[Embedding]:
         """Sizes as embeddings."""

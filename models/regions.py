@@ -84,10 +84,10 @@ class Sight:
     size_hw: tuple[int, int]
 
 
-def look(image_hwc: ImageHWC) -> Sight:
-    """Reduce an image, uint8 RGB (height, width, 3), and find its regions."""
+def look(image_hwc: ImageHWC, size_hw: tuple[int, int] | None = None) -> Sight:
+    """Reduce an image, uint8 RGB (height, width, 3), and find its regions; `size_hw` as in `Embedder.shrink`."""
     tree = grow(_reduced(image_hwc, REGIONS_SIDE))
-    return Sight(_reduced(image_hwc, SIGHT_SIDE), tree, (image_hwc.shape[0], image_hwc.shape[1]))
+    return Sight(_reduced(image_hwc, SIGHT_SIDE), tree, size_hw or (image_hwc.shape[0], image_hwc.shape[1]))
 
 
 def grow(image_hwc: ImageHWC, scale: float = 60.0, smallest: int = 30) -> Tree:

@@ -78,10 +78,12 @@ class Sam2:
         """Precision and size, for the log and /health."""
         return details(self.network, self.placement)
 
-    def shrink(self, image_hwc: ImageHWC) -> Small:
+    def shrink(self, image_hwc: ImageHWC, size_hw: tuple[int, int] | None = None) -> Small:
         """The image, uint8 RGB (height, width, 3), and its crops in the model's square: stretched by Pillow's bilinear filter."""
-        size_hw = image_hwc.shape[0], image_hwc.shape[1]
-        crops = [image_hwc[y0:y1, x0:x1] for x0, y0, x1, y1 in crop_boxes(size_hw, self.crop_layers)]
+        given_hw = image_hwc.shape[0], image_hwc.shape[1]
+        size_hw = size_hw or given_hw
+        boxes = [_scaled(box_xyxy, size_hw, given_hw) for box_xyxy in crop_boxes(size_hw, self.crop_layers)]
+        crops = [image_hwc[y0:y1, x0:x1] for x0, y0, x1, y1 in boxes]
         side = self.promptable.side
         return Small(size_hw, _stretched(image_hwc, side), tuple(_stretched(crop_hwc, side) for crop_hwc in crops))
 
@@ -207,6 +209,13 @@ def _try(engine: Sam2, file: Path) -> None:
 def _embedding(small: Small, maps: Maps) -> Embedding:
     nbytes = sum(level.nbytes for level in maps) + sum(crop_hwc.nbytes for crop_hwc in small.crops_hwc)
     return Embedding(small.size_hw, Seen(maps, small.crops_hwc), nbytes)
+
+
+def _scaled(box_xyxy: BoxXYXY, from_hw: tuple[int, int], to_hw: tuple[int, int]) -> BoxXYXY:
+    """The same part of a copy of another size, at least a pixel."""
+    (from_h, from_w), (to_h, to_w) = from_hw, to_hw
+    x0, y0 = min(box_xyxy[0] * to_w // from_w, to_w - 1), min(box_xyxy[1] * to_h // from_h, to_h - 1)
+    return x0, y0, max(round(box_xyxy[2] * to_w / from_w), x0 + 1), max(round(box_xyxy[3] * to_h / from_h), y0 + 1)
 
 
 def _stretched(image_hwc: ImageHWC, side: int) -> ImageHWC:

@@ -110,10 +110,10 @@ class Sam3:
     def tokens(self, text: str) -> int:
         return self.texts.tokens(text)
 
-    def shrink(self, image_hwc: ImageHWC) -> Small:
+    def shrink(self, image_hwc: ImageHWC, size_hw: tuple[int, int] | None = None) -> Small:
         """The image stretched to the model's square by Pillow's bilinear filter, as its processor does. Any CPU thread."""
-        size_hw = image_hwc.shape[0], image_hwc.shape[1]
-        if size_hw == (self.side, self.side):
+        size_hw = size_hw or (image_hwc.shape[0], image_hwc.shape[1])
+        if image_hwc.shape[:2] == (self.side, self.side):
             return Small(size_hw, image_hwc)
         square = Image.fromarray(image_hwc).resize((self.side, self.side), Image.Resampling.BILINEAR)
         return Small(size_hw, np.asarray(square))

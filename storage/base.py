@@ -193,6 +193,10 @@ class TaskStore(Protocol):
         """`masks_url` of a finished task of the same project, else None."""
         ...
 
+    async def owner_of(self, project_id: str) -> str | None:
+        """The user of a project, None when there is no such project."""
+        ...
+
     async def key_templates(self) -> list[str]:
         """Prefixes under which a task may name keys, with {user_id} and {project_id} to fill in."""
         ...
@@ -203,6 +207,53 @@ class TaskStore(Protocol):
 
     async def probe(self) -> None:
         """One cheap round trip."""
+        ...
+
+
+class SessionsFullError(Exception):
+    """Live sessions fill their bound, in entries or in bytes; the first of them may be over in `retry_seconds`."""
+
+    def __init__(self, retry_seconds: float) -> None:
+        super().__init__()
+        self.retry_seconds = retry_seconds
+
+
+class SessionStore(Protocol):
+    """Sessions as bytes: a few named parts each, gone when unused for a time, bounded in entries and in bytes.
+
+    Raises UnavailableError (no answer in time), ConfigurationError (refused). Every call has a time-out.
+    """
+
+    name: str
+
+    async def open(self) -> None:
+        """Connect; ConfigurationError or UnavailableError where that fails."""
+        ...
+
+    async def close(self) -> None: ...
+
+    async def create(self, session_id: str, parts: Mapping[str, bytes]) -> None:
+        """A new session; SessionsFullError when there is no room for it."""
+        ...
+
+    async def read(self, session_id: str, part: str) -> bytes | None:
+        """A part, None when there is none or no such session; the session lives on."""
+        ...
+
+    async def write(self, session_id: str, part: str, data: bytes) -> bool:
+        """Add or replace a part; False when there is no such session. SessionsFullError when there is no room for it."""
+        ...
+
+    async def drop(self, session_id: str) -> bool:
+        """End a session; whether there was one."""
+        ...
+
+    async def drop_all(self) -> int:
+        """End them all; how many there were."""
+        ...
+
+    async def count(self) -> tuple[int, int]:
+        """How many live, and their bytes; what is over goes."""
         ...
 
 

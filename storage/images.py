@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops
@@ -53,6 +54,9 @@ _UNREADABLE_MODES = frozenset({"I", "F", "LAB", "HSV"})
 _ALPHA_MODES = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 
 _PROFILE_BYTES_MAX = 4_000_000
+_QUICK = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY]
+"""Of a photo that makes fewer bytes in less time than looking for what repeats."""
+
 _SCANS_MAX, _SEGMENTS_MAX = 100, 10_000
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")
@@ -75,6 +79,8 @@ class DecodedImage:
 
     pixels_hwc: npt.NDArray[np.uint8]
     alpha_hw: npt.NDArray[np.uint8] | None
+    size_wh: tuple[int, int]
+    """Of the image, also where `pixels_hwc` was reduced."""
     content_hash: str
     """SHA-256 of the bytes, in hex."""
     format: str
@@ -83,9 +89,11 @@ class DecodedImage:
     icc_profile: bytes | None = field(repr=False)
 
 
-def decode(data: bytes, *, bytes_max: int, pixels_max: int) -> DecodedImage:
+def decode(data: bytes, *, bytes_max: int, pixels_max: int, side_max: int | None = None) -> DecodedImage:
     """The first frame of an image file. `pixels_max` counts width times height, up to PIXELS_CEILING.
 
+    With `side_max` the image is reduced to that long side, never enlarged: to the nearest pixel by Pillow's bilinear filter,
+    which is how SAM and its kin see an image, so that they see the same in the copy.
     Raises InvalidImageError: image_too_large (bytes or declared pixels), image_invalid (anything else).
     """
     with _parsing(pixels_max):
@@ -95,10 +103,13 @@ def decode(data: bytes, *, bytes_max: int, pixels_max: int) -> DecodedImage:
         image.load()
         name, profile, turn = image.format or "", _rgb_profile(image), _TURNS.get(_orientation(image))
         image, alpha = _flatten(image)  # each step lets go of the last one's pixels: 200 MB where there are 50 megapixels
-        pixels_hwc = _upright(image, turn)
+        image = image if turn is None else image.transpose(turn)
+        size_wh = image.size
+        pixels_hwc = _upright(image if side_max is None else _reduced(image, side_max), None)
         had_alpha, see_through = alpha is not None, alpha is not None and alpha.getextrema() != (255, 255)
-        alpha_hw = _upright(alpha, turn) if alpha is not None and see_through else None
-    return DecodedImage(pixels_hwc, alpha_hw, hashlib.sha256(data).hexdigest(), _NAMES.get(name, name), had_alpha, profile)
+        alpha_hw = _upright(alpha, turn) if alpha is not None and see_through and side_max is None else None
+    content_hash = hashlib.sha256(data).hexdigest()
+    return DecodedImage(pixels_hwc, alpha_hw, size_wh, content_hash, _NAMES.get(name, name), had_alpha, profile)
 
 
 def shape_of(data: bytes, *, bytes_max: int, pixels_max: int) -> tuple[int, int, int]:
@@ -117,6 +128,20 @@ def _upright(image: Image.Image, turn: Image.Transpose | None) -> npt.NDArray[np
     pixels: npt.NDArray[np.uint8] = np.ascontiguousarray(image if turn is None else image.transpose(turn), dtype=np.uint8)
     pixels.setflags(write=False)
     return pixels
+
+
+def kept(pixels_hwc: npt.NDArray[np.uint8]) -> bytes:
+    """Pixels as bytes that give the very same pixels back."""
+    packed, data = cv2.imencode(".png", pixels_hwc[..., ::-1], _QUICK)
+    assert packed
+    return data.tobytes()
+
+
+def unkept(data: bytes) -> npt.NDArray[np.uint8]:
+    """What `kept` kept, RGB uint8 (height, width, 3)."""
+    pixels_hwc = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR_RGB)
+    assert pixels_hwc is not None
+    return np.asarray(pixels_hwc, dtype=np.uint8)
 
 
 @contextmanager
@@ -209,6 +234,14 @@ def _from_16_bit(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     scale[key] = 255
     alpha = Image.fromarray(np.where(levels_hw == key, 0, 255).astype(np.uint8))
     return Image.fromarray(scale[levels_hw]).convert("RGB"), alpha
+
+
+def _reduced(image: Image.Image, side: int) -> Image.Image:
+    scale = side / max(image.size)
+    if scale >= 1:
+        return image
+    width, height = (max(int(length * scale + 0.5), 1) for length in image.size)
+    return image.resize((width, height), Image.Resampling.BILINEAR)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -38,6 +38,7 @@ CLAIM_SUSPECTS = "select * from maskd.claim_suspects($1, $2, $3, $4)"
 SETTLE = "select id, token, verdict from maskd.settle($1)"
 HOT = (CLAIM, SETTLE)  # each keeps a connection of its own
 BEAT = "select id, token from maskd.beat($1, $2, $3, $4, $5, $6, $7, $8)"
+OWNER = "select user_id::text from public.projects where id = $1::text::uuid"
 TEMPLATES = "select value from maskd.settings where key = 'key_templates'"
 
 
@@ -186,6 +187,10 @@ class PostgresStore:
     async def masks_of(self, task_id: str, project_id: str) -> str | None:
         address: str | None = await self._value("select maskd.masks_of($1, $2)", task_id, project_id)
         return address
+
+    async def owner_of(self, project_id: str) -> str | None:
+        rows = await self._fetch(OWNER, project_id)
+        return str(rows[0][0]) if rows else None
 
     async def key_templates(self) -> list[str]:
         return [str(template) for template in json.loads(await self._value(TEMPLATES) or "[]")]

@@ -34,7 +34,7 @@ class Counting:
     calls: list[int] = field(default_factory=list)
     shrunk: list[int] = field(default_factory=list)
 
-    def shrink(self, image_hwc: ImageHWC) -> ImageHWC:
+    def shrink(self, image_hwc: ImageHWC, size_hw: tuple[int, int] | None = None) -> ImageHWC:
         self.shrunk.append(1)
         return image_hwc
 
@@ -83,6 +83,23 @@ def test_embeddings_of_sessions_outlive_those_of_tasks() -> None:
     for content_hash in "abc":
         cached(cache, model, content_hash, IMAGE)
     assert cached(cache, model, "session", IMAGE)[1]
+
+
+def test_a_session_that_was_not_used_for_long_enough_outlives_nothing() -> None:
+    now = [0.0]
+    cache, model = EmbeddingCache(20, session_seconds=600, clock=lambda: now[0]), Counting()
+    cached(cache, model, "session", IMAGE, of_session=True)
+    now[0] = 599.0
+    assert cache.kept(model, "session") is not None
+    now[0] = 1198.0
+    cached(cache, model, "task", IMAGE)
+    cached(cache, model, "task 2", IMAGE)
+    assert cache.kept(model, "session") is not None
+    assert cache.kept(model, "task") is None
+    now[0] = 1798.0
+    for content_hash in "ab":
+        cached(cache, model, content_hash, IMAGE)
+    assert cache.kept(model, "session") is None
 
 
 def test_an_embedding_larger_than_the_budget_is_given_but_not_kept() -> None:

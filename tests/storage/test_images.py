@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageCms
 from support.pictures import BLACK, BLUE, BROKEN_EXIF, GREEN, PHOTO, RED, WHITE, close, exif_of, flag, png, saved, tiff
 
-from storage.images import HEIC_READABLE, DecodedImage, decode, shape_of
+from storage.images import HEIC_READABLE, DecodedImage, decode, kept, shape_of, unkept
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:::PIL\.")
 """As at run time, where storage.images turns them off."""
@@ -258,3 +258,20 @@ def test_heic_is_read_upright(orientation: int) -> None:
     assert image.format == "HEIC"
     assert close(image.pixels_hwc, flag(64, 48))
     assert shape_of(data, bytes_max=BYTES_MAX, pixels_max=PIXELS_MAX) == (48, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("size_wh", "side", "reduced_wh"),
+    [((4000, 3000), 1024, (1024, 768)), ((2049, 1), 1024, (1024, 1)), ((1301, 833), 1024, (1024, 656)), ((64, 48), 64, (64, 48))],
+)
+def test_an_image_is_reduced_to_a_long_side_and_never_enlarged(
+    size_wh: tuple[int, int], side: int, reduced_wh: tuple[int, int]
+) -> None:
+    data = saved(flag(*size_wh), "PNG")
+    small = decode(data, bytes_max=len(data), pixels_max=12_000_000, side_max=side)
+    assert (small.pixels_hwc.shape[1], small.pixels_hwc.shape[0], small.size_wh) == (*reduced_wh, size_wh)
+
+
+def test_what_is_kept_comes_back_to_the_bit() -> None:
+    pixels_hwc = np.random.default_rng(0).integers(0, 256, (37, 51, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(unkept(kept(pixels_hwc)), pixels_hwc)
