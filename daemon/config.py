@@ -84,6 +84,15 @@ class Config(BaseModel):
     inpaint: str = _named("MASKD_INPAINT", "auto", pattern="^(auto|lama|classical|mock)$")
     generate: str = _named("MASKD_GENERATE", "auto", pattern="^(auto|diffusion|mock)$")
     kinds: str = _named("MASKD_KINDS", "all", pattern=r"^(all|[a-z_]+(,[a-z_]+)*)$")
+    session_bytes_max: Count = _named("MASKD_SESSION_BYTES_MAX", 20_000_000)
+    session_ttl_seconds: Positive = _named("MASKD_SESSION_TTL_SECONDS", 600.0)
+    session_timeout_seconds: Positive = _named("MASKD_SESSION_TIMEOUT_SECONDS", 30.0)
+    session_waiting_max: Count = _named("MASKD_SESSION_WAITING_MAX", 32)
+    sessions_max: Count = _named("MASKD_SESSIONS_MAX", 1000)
+    sessions_mb: Count = _named("MASKD_SESSIONS_MB", 512)
+    redis_url: SecretStr | None = _named("MASKD_REDIS_URL", None)
+    cors_origins: str = _named("MASKD_CORS_ORIGINS", "", pattern=r"^(https?://[^/,\s*]+(\s*,\s*https?://[^/,\s*]+)*)?$")
+    page: bool = _named("MASKD_PAGE", False)
 
     image_bytes_max: Count = _named("MASKD_IMAGE_BYTES_MAX", 50_000_000)
     image_pixels_max: Count = _named("MASKD_IMAGE_PIXELS_MAX", 50_000_000)
@@ -104,6 +113,10 @@ class Config(BaseModel):
         """The DSN in clear, for the adapter that connects; never log it."""
         assert self.database_url is not None
         return self.database_url.get_secret_value()
+
+    def origins(self) -> frozenset[str]:
+        """The origins whose pages may ask for sessions."""
+        return frozenset(origin.strip().lower() for origin in self.cors_origins.split(",") if origin.strip())
 
     def threads(self) -> int:
         """Threads of the CPU pool: MASKD_CPU_THREADS, else OMP_NUM_THREADS, else the cores of this host."""

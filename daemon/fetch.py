@@ -251,8 +251,8 @@ def _source_image(decoded: images.DecodedImage, name: str) -> SourceImage:
     return SourceImage(decoded.pixels_hwc, decoded.content_hash, name, decoded.alpha_hw, decoded.icc_profile, decoded.format)
 
 
-def params_of(text: str) -> Mapping[str, Any]:
-    """A row's params; RejectedError when they are no object, or more than Python reads."""
+def params_of(text: str | bytes) -> Mapping[str, Any]:
+    """Params of a row or a request; RejectedError when they are no object, or more than Python reads."""
     if text == "{}":
         return NOTHING
     try:

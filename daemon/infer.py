@@ -1,5 +1,6 @@
 """Infer: pools of threads that run handlers. A CPU pool prepares, runs and finishes on one thread; a GPU pool owns its device by
-one thread and leaves preparing and finishing to CPU threads, so that the device never waits for them.
+one thread and leaves preparing and finishing to CPU threads, so that the device never waits for them. Asks of sessions go before
+batches, on the same threads.
 
 Enters: ready works. Leaves: per work a Result or an exception. A thread past its time limit is lost until it returns.
 """
@@ -7,26 +8,27 @@ Enters: ready works. Leaves: per work a Result or an exception. A thread past it
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
 from daemon import metrics
+from daemon.asks import Asks
 from daemon.batch import Batcher
 from daemon.journal import Journal
+from daemon.lanes import Lane, Threads
 from daemon.work import Work
 from handlers.base import Handler, Result, roles_in
-from models.base import DeviceLostError, Models, StoppedError
+from models.base import DeviceLostError, Models, Role, Stop, StoppedError
 
 log = structlog.get_logger(__name__)
 
 Answer = Result | Exception
+Asked = TypeVar("Asked")
 
 
 class TimedOutError(Exception):
@@ -45,34 +47,6 @@ class DeviceDiedError(PoolDiedError):
     """A device answers nothing any more: the process must be started anew (exit code 76)."""
 
 
-class Threads:
-    """Daemon threads that make blocking calls; answers come back on the event loop. Calls must not raise. `lost` of them hang
-    past their time limit."""
-
-    def __init__(self, name: str, count: int) -> None:
-        self.count = count
-        self.lost = 0
-        self._calls: SimpleQueue[tuple[Callable[[], Any], Callable[[Any], None], Callable[[], None] | None]] = SimpleQueue()
-        self._loop = asyncio.get_running_loop()
-        for number in range(count):
-            threading.Thread(target=self._serve, name=f"{name}-{number}", daemon=True).start()
-
-    def submit(self, call: Callable[[], Any], done: Callable[[Any], None], began: Callable[[], None] | None = None) -> None:
-        """Run `call` on a thread, then `done(answer)` on the event loop; `began()` there once a thread has taken it."""
-        self._calls.put((call, done, began))
-
-    def _serve(self) -> None:
-        while True:
-            call, done, began = self._calls.get()
-            try:
-                if began is not None:
-                    self._loop.call_soon_threadsafe(began)
-                answer = call()
-                self._loop.call_soon_threadsafe(done, answer)
-            except RuntimeError:  # the loop is closed: the process is ending
-                return
-
-
 @dataclass(slots=True, eq=False)
 class Running:
     """One batch on a thread."""
@@ -82,6 +56,8 @@ class Running:
     seconds_max: float
     on: Threads
     """Whose thread it is on, or waits for."""
+    between: Callable[[], float]
+    """Answers clicks between two steps; seconds spent."""
     timer: asyncio.TimerHandle | None = None
     overdue: bool = False
     lost: Threads | None = None
@@ -92,12 +68,24 @@ class Running:
     """Whether it never was on the device that is lost."""
     too_many: int = 0
     """How many jobs together ran out of memory."""
+    lent_seconds: float = 0.0
+    lending_since: float | None = None
     started: float = field(default_factory=time.monotonic)
+
+    def take_lent(self) -> float:
+        """Seconds since the last time that this was asked which clicks took of the thread, one that still does included."""
+        since = self.lending_since
+        lent = self.lent_seconds + (0.0 if since is None else time.monotonic() - since)
+        self.lent_seconds = 0.0
+        return lent
 
     def stop(self) -> None:
         """Handlers call this between steps; it raises once nobody wants any of the batch."""
         if all(work.stopped for work in self.works):
             raise StoppedError
+        self.lending_since = time.monotonic()
+        self.lent_seconds += self.between()
+        self.lending_since = None
 
 
 class Pool:
@@ -116,6 +104,7 @@ class Pool:
         timeout_seconds: float,
         journal: Journal,
         aside: Threads | None = None,
+        asks_max: int = 32,
     ) -> None:
         self.name = name
         self.models = models
@@ -128,6 +117,12 @@ class Pool:
         self.batcher = Batcher(sizes)
         self._threads = Threads(f"maskd-{name}", threads)
         self._aside = aside
+        # A device's memory is shared out per batch, so nothing else may run there between the steps of one.
+        self._between = self._threads.answer_clicks if aside is None else _nothing
+        self._asks = Asks(self._threads, threads + asks_max, timeout_seconds)
+        self._asks.on_free = self.kick
+        self._asks.on_hung, self._asks.on_back = partial(self._lose, self._threads), partial(self._regain, self._threads)
+        self._asks.on_lost = self._device_lost
         self._slots = threads + (0 if aside is None else 1)  # a GPU's next batch is prepared while this one runs
         self._busy = 0
         self._batches = 0
@@ -157,9 +152,30 @@ class Pool:
         self.batcher.add(works)
         self.kick()
 
+    async def ask(
+        self,
+        roles: frozenset[Role],
+        call: Callable[[Stop], Asked],
+        seconds: float,
+        lane: Lane = Lane.CLICK,
+        key: Hashable = None,
+    ) -> Asked:
+        """What `call(stop)` answers on one of the pool's threads, before batches; `roles` are those it uses. See `Asks.ask`."""
+
+        def run(check: Stop) -> Asked:
+            def stop() -> None:
+                check()
+                if lane is not Lane.CLICK:
+                    self._between()
+
+            self.models.make_room(roles, self.models)
+            return call(stop)
+
+        return await self._asks.ask(run, seconds, lane, key)
+
     def kick(self) -> None:
-        """Start as many batches as there are free threads."""
-        while (free := self._slots - self._busy) > 0 and not self._dead:
+        """Start as many batches as there are threads that nothing else runs or waits for."""
+        while (free := self._slots - self._busy - len(self._asks)) > 0 and not self._dead:
             works = self.batcher.take(free if self._aside is None else 1)
             if not works:
                 return
@@ -170,7 +186,8 @@ class Pool:
         self._batches += 1
         self._busy += 1
         seconds_max = self._timeout * handler.TIMEOUT_FACTOR * len(works)
-        running = Running(self._batches, works, seconds_max, self._threads if self._aside is None else self._aside)
+        on = self._threads if self._aside is None else self._aside
+        running = Running(self._batches, works, seconds_max, on, self._between)
         self._running.add(running)
         for work in works:
             work.begun = True
@@ -185,7 +202,7 @@ class Pool:
     def _submit(self, threads: Threads, running: Running, call: Callable[[], Any], then: Callable[[Running, Any], None]) -> None:
         """One step of a batch. Its time runs from when a thread takes it: what waits in line hangs nowhere."""
         running.on, running.taken = threads, False
-        threads.submit(call, partial(self._stepped, running, then), partial(self._limit, running))
+        threads.submit(call, partial(self._stepped, running, then), began=partial(self._limit, running))
 
     def _limit(self, running: Running) -> None:
         running.taken = True
@@ -196,10 +213,8 @@ class Pool:
         if running.timer is not None:
             running.timer.cancel()
         if running.lost is not None:
-            running.lost.lost -= 1
+            self._regain(running.lost)
             running.lost = None
-            metrics.THREADS_LOST.labels(self.name).set(self.lost)
-            log.warning("infer.returned", pool=self.name, seconds=round(time.monotonic() - running.started, 1))
         then(running, answer)
 
     def _prepared(self, running: Running, prepared: list[Any]) -> None:
@@ -244,16 +259,20 @@ class Pool:
     def _look_for_loss(self, running: Running, answers: Sequence[Any]) -> None:
         """When the device is lost nothing is started any more, and what has not been on it is nobody's fault."""
         lost = next((answer for answer in answers if isinstance(answer, DeviceLostError)), None)
-        if lost is None or self._dead:
+        if lost is not None:
+            self._device_lost(lost, running)
+
+    def _device_lost(self, error: DeviceLostError, running: Running | None = None) -> None:
+        if self._dead:
             return
         self._dead = True
-        log.error("infer.device_lost", pool=self.name, reason=str(lost))
-        for other in self._running - {running}:
+        log.error("infer.device_lost", pool=self.name, reason=str(error))
+        for other in [each for each in self._running if each is not running]:
             if other.on is not self._threads or not other.taken:
                 other.given_back = True
                 for work in other.works:
                     work.begun = False
-        self.on_dead(DeviceDiedError(f"the device of pool {self.name} answers nothing any more: {lost}"))
+        self.on_dead(DeviceDiedError(f"the device of pool {self.name} answers nothing any more: {error}"))
 
     def _answer(self, running: Running, answers: list[Answer]) -> None:
         seconds = time.monotonic() - running.started
@@ -267,18 +286,37 @@ class Pool:
             self.on_answers(running.works, answers)
 
     def _overdue(self, running: Running) -> None:
+        if (lent := running.take_lent()) > 0:
+            running.timer = asyncio.get_running_loop().call_later(lent, self._overdue, running)
+            return
         running.overdue = True
         running.lost = running.on
-        running.on.lost += 1
-        metrics.THREADS_LOST.labels(self.name).set(self.lost)
         log.error(
             "infer.overdue", pool=self.name, tasks=[work.task.id for work in running.works], kind=running.works[0].task.kind
         )
         self.on_answers(running.works, [TimedOutError(alone=len(running.works) == 1) for _ in running.works])
         for work in running.works:
             work.stopped = True
-        if running.on.lost >= running.on.count:
+        self._lose(running.on)
+
+    def _lose(self, threads: Threads) -> None:
+        """One more thread hangs."""
+        threads.lost += 1
+        metrics.THREADS_LOST.labels(self.name).set(self.lost)
+        log.error("infer.thread_lost", pool=self.name, lost=threads.lost)
+        if threads.lost >= threads.count:
             self.on_dead(PoolDiedError(f"every thread of pool {self.name} hangs past its time limit"))
+
+    def _regain(self, threads: Threads) -> None:
+        """A thread that hung has returned."""
+        threads.lost -= 1
+        metrics.THREADS_LOST.labels(self.name).set(self.lost)
+        log.warning("infer.returned", pool=self.name, lost=threads.lost)
+
+
+def _nothing() -> float:
+    """What comes between the steps of a device, in seconds."""
+    return 0.0
 
 
 def run_batch(handler: Handler, running: Running, models: Models) -> list[Answer]:

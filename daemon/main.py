@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
+import importlib.util
 import os
 import signal
 import socket
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,21 +25,28 @@ from daemon.config import Config
 from daemon.engines import CPU, Station, build_stations, describe, kinds_of
 from daemon.fetch import Fetcher, FetchLimits
 from daemon.gate import Gate
-from daemon.infer import Pool, Threads
+from daemon.infer import Pool
 from daemon.journal import Journal
 from daemon.keys import Keys, bases_of
+from daemon.lanes import Threads
 from daemon.lease import Lease, blame_the_dead
 from daemon.pipeline import Parts, Pipeline
+from daemon.project_images import ProjectImages
 from daemon.server import Server
+from daemon.session_everything import Everything
+from daemon.session_routes import Access, SessionRoutes
+from daemon.session_setup import asks_of, desks_of, limits_of
+from daemon.sessions import Sessions
 from daemon.settle import Settler
 from daemon.wake import Wake
 from daemon.work import Held
 from daemon.write import Writer
-from handlers.base import Handler, Limits
+from handlers.base import Handler
 from handlers.registry import discover
 from models.cache import EmbeddingCache
-from storage.base import BlobStore, ConfigurationError, UnavailableError
+from storage.base import BlobStore, ConfigurationError, SessionStore, UnavailableError
 from storage.files import FileBlobs
+from storage.memory import MemorySessions
 from storage.notify import NotifyWake
 from storage.postgres import PostgresStore, is_transaction_pooler
 from storage.r2 import R2Blobs
@@ -51,8 +58,6 @@ EXTEND = "EXTEND_TIMEOUT_USEC=15000000"
 EXTEND_EVERY_SECONDS = 5.0
 START_PROBE_SECONDS = 10.0
 STALLED_LEASES = 3.0
-IN_CONFIG = {"pixels_max": "image_pixels_max"}
-"""Limits of tasks that have another name among the settings."""
 GPU_BATCHES_MORE = 2
 """Beside the batch on a GPU and the one that is ready: one that is fetched, and one that is drawn and stored."""
 MB = 1024 * 1024
@@ -61,7 +66,14 @@ MB = 1024 * 1024
 class Daemon:
     """One worker: `run()` until `drain()`. `ready` is set once it claims."""
 
-    def __init__(self, config: Config, handlers: Mapping[str, Handler], blobs: BlobStore, cache: EmbeddingCache) -> None:
+    def __init__(
+        self,
+        config: Config,
+        handlers: Mapping[str, Handler],
+        blobs: BlobStore,
+        cache: EmbeddingCache,
+        session_store: SessionStore,
+    ) -> None:
         self.config = config
         self.worker = str(uuid.uuid4())
         self.handlers = handlers
@@ -72,7 +84,11 @@ class Daemon:
             config.database_dsn(), timeout_seconds=config.database_timeout_seconds, ca_file=_text(config.db_ca)
         )
         key = config.api_secret_key
-        self.server = Server(config.host, config.port, None if key is None else key.get_secret_value(), self.health)
+        access = Access(None if key is None else key.get_secret_value(), config.origins())
+        self.sessions = Sessions(session_store, limits_of(config))
+        self.everything = Everything(self.sessions)
+        routes = SessionRoutes(self.sessions, self.everything, access)
+        self.server = Server(config.host, config.port, access, self.health, routes, with_page=config.page)
         self.ready = anyio.Event()
         self.pipeline: Pipeline | None = None
         self.state_dir = config.state_dir.expanduser()
@@ -97,6 +113,7 @@ class Daemon:
                 self.stations = await self._load()
                 templates = await self._open()
                 await self._try_blobs()
+                await self._try_sessions()
                 journal = Journal(self.state_dir, self.worker, self.config.database_dsn())
                 self.pipeline = Pipeline(assemble(self, templates, journal))
             if self.pipeline is None:
@@ -106,6 +123,8 @@ class Daemon:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(systemd.feed_watchdog, self.makes_progress)
                 tasks.start_soon(self._say_ready)
+                tasks.start_soon(self.sessions.run)
+                tasks.start_soon(self.everything.run)
                 await self.pipeline.run()
                 tasks.cancel_scope.cancel()
             journal.close()
@@ -113,6 +132,7 @@ class Daemon:
             with anyio.CancelScope(shield=True):
                 await self.server.stop()
                 await self.store.close()
+                await self.sessions.store.close()
 
     def makes_progress(self) -> bool:
         """Whether the watchdog may be fed: the beats of the lease get through, or the gate knows why they do not."""
@@ -135,7 +155,7 @@ class Daemon:
                 "hits": self.cache.hits,
                 "misses": self.cache.misses,
             },
-            "sessions": 0,
+            "sessions": self.sessions.health(),
         }
         if self.pipeline is not None and self.pipeline.ready.is_set():
             parts = self.pipeline.parts
@@ -187,6 +207,13 @@ class Daemon:
         except (UnavailableError, TimeoutError) as error:
             log.warning("start.blobs_away", reason=str(error))
 
+    async def _try_sessions(self) -> None:
+        """The same of where sessions live: while that is away they are refused, and tasks go on."""
+        try:
+            await self.sessions.store.open()
+        except UnavailableError as error:
+            log.warning("start.sessions_away", reason=str(error))
+
     async def _say_ready(self) -> None:
         assert self.pipeline is not None
         await self.pipeline.ready.wait()
@@ -198,7 +225,8 @@ class Daemon:
 def build(config: Config, handlers: Mapping[str, Handler] | None = None) -> Daemon:
     """A daemon made of the real adapters; `handlers` replaces the discovered kinds."""
     kinds = _wanted(discover(), config.kinds) if handlers is None else handlers
-    return Daemon(config, kinds, build_blobs(config), EmbeddingCache(config.embedding_cache_mb * MB))
+    cache = EmbeddingCache(config.embedding_cache_mb * MB, config.session_ttl_seconds)
+    return Daemon(config, kinds, build_blobs(config), cache, build_session_store(config))
 
 
 def _wanted(kinds: Mapping[str, Handler], names: str) -> Mapping[str, Handler]:
@@ -224,6 +252,18 @@ def build_blobs(config: Config) -> BlobStore:
     )
 
 
+def build_session_store(config: Config) -> SessionStore:
+    """In Redis when MASKD_REDIS_URL is set, else in this process."""
+    bounds = (config.session_ttl_seconds, config.sessions_max, config.sessions_mb * MB)
+    if config.redis_url is None:
+        return MemorySessions(*bounds)
+    if importlib.util.find_spec("redis") is None:
+        raise ConfigurationError("MASKD_REDIS_URL needs redis, which is not installed; run: pip install 'maskd[redis]'")
+    from storage.redis import RedisSessions
+
+    return RedisSessions(config.redis_url.get_secret_value(), *bounds)
+
+
 def build_keys(config: Config) -> Keys:
     """How addresses in rows and keys in the bucket belong together."""
     return Keys(bases_of(config.r2_public_url, config.r2_endpoint, config.r2_bucket), config.r2_public_url)
@@ -243,8 +283,9 @@ def assemble(daemon: Daemon, templates: list[str], journal: Journal) -> Parts:
         config.threads(),
         config.timeout_seconds,
     )
-    asks = Limits(**{each.name: getattr(config, IN_CONFIG.get(each.name, each.name)) for each in fields(Limits)})
     keys = build_keys(config)
+    project_images = ProjectImages(store, daemon.blobs, keys, templates, config.io_threads, config.timeout_seconds)
+    daemon.sessions.open_to(desks_of(daemon.stations, pools), project_images)
     lease = Lease(store, daemon.worker, held, config.lease_seconds, config.unserved_seconds)
     lease.kinds = tuple(sorted({kind for pool in pools.values() for kind in pool.kinds}))
     kinds = {name: pool.kinds for name, pool in pools.items()}
@@ -259,7 +300,7 @@ def assemble(daemon: Daemon, templates: list[str], journal: Journal) -> Parts:
         sources=sources,
         gate=gate,
         claimer=Claimer(store, daemon.worker, held, wake, gate, config.claim_max),
-        fetcher=Fetcher(daemon.blobs, store, keys, templates, limits, asks),
+        fetcher=Fetcher(daemon.blobs, store, keys, templates, limits, asks_of(config)),
         pools=pools,
         writer=Writer(daemon.blobs, keys, config.io_threads, config.retry_seconds, config.timeout_seconds),
         settler=Settler(store, held, gate, config.settle_batch_max),
@@ -284,6 +325,7 @@ def _pools(daemon: Daemon, journal: Journal) -> dict[str, Pool]:
             timeout_seconds=config.timeout_seconds * station.patience,
             journal=journal,
             aside=None if station.device == CPU else aside,
+            asks_max=config.session_waiting_max,
         )
         for station in stations
     }

@@ -39,6 +39,14 @@ CACHE_BYTES = Gauge("maskd_embedding_cache_bytes", "Bytes of embeddings kept.")
 CACHE_HITS = Gauge("maskd_embedding_cache_hits", "Embeddings found in the cache since the start.")
 CACHE_MISSES = Gauge("maskd_embedding_cache_misses", "Embeddings that had to be computed since the start.")
 
+SESSIONS_LIVE = Gauge("maskd_sessions_live", "Sessions in the store now, those of other daemons on it included.")
+SESSION_BYTES = Gauge("maskd_session_bytes", "Bytes of sessions in the store.")
+SESSIONS_CREATED = Counter("maskd_sessions_created_total", "Sessions created by this daemon.")
+SESSION_REQUESTS = Counter("maskd_session_requests_total", "Requests about sessions, by route and status.", ["route", "status"])
+SESSION_SECONDS = Histogram(
+    "maskd_session_request_seconds", "From a request's headers to its answer, by route.", ["route"], buckets=SECONDS
+)
+
 MODES = ("push", "degraded", "poll")
 
 

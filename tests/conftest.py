@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from support.database import database, database_template, empty_database, postgres_server, private_database
+from support.database import database, database_template, empty_database, module_database, postgres_server, private_database
 
-__all__ = ["database", "database_template", "empty_database", "postgres_server", "private_database"]
+__all__ = ["database", "database_template", "empty_database", "module_database", "postgres_server", "private_database"]
 
 
 @pytest.fixture(scope="session")

@@ -24,9 +24,9 @@ HEAVY = ("torch", "torchvision", "transformers", "diffusers", "onnxruntime", "op
 KEPT_APART = {
     **dict.fromkeys(HEAVY, "models/"),
     **dict.fromkeys(("asyncpg", "boto3", "botocore", "supabase", "postgrest", "realtime", "redis"), "storage/"),
-    "aiohttp": "daemon/server.py",
+    "aiohttp": ("daemon/server.py", "daemon/session_routes.py"),
 }
-ADAPTERS = ("client", "embedded", "files", "notify", "postgres", "r2", "realtime", "redis", "supabase")
+ADAPTERS = ("client", "embedded", "files", "memory", "notify", "postgres", "r2", "realtime", "redis", "supabase")
 NOT_KINDS = ("__init__", "base", "registry")
 MUTABLE_CALLS = ("list", "dict", "set", "bytearray", "deque", "defaultdict", "OrderedDict", "Counter")
 # Tests that may wait for time to pass, and why no signal would do. A file without a reason has no place here.
@@ -243,8 +243,8 @@ def ours(package: str) -> list[tuple[str, str]]:
     return [(where, name) for where, name in imports(package) if name.split(".")[0] in PACKAGES]
 
 
-def home_of(name: str) -> str:
-    """Where a library may be imported: a path's beginning, empty when anywhere."""
+def home_of(name: str) -> str | tuple[str, ...]:
+    """Where a library may be imported: beginnings of paths, empty when anywhere."""
     parts = name.split(".")
     return KEPT_APART.get(parts[0], "")
 

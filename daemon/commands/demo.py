@@ -123,6 +123,7 @@ def configuration(dsn: str, scratch: Path) -> Config:
         "MASKD_PORT": "0",
         "MASKD_LOG_LEVEL": "warning",
         "MASKD_DRAIN_SECONDS": "5",
+        "MASKD_PAGE": "true",
     }
     return load(settings, env_file=Path(os.devnull))
 
@@ -320,6 +321,7 @@ def farewell(config: Config, daemon: Daemon) -> str:
     settings = f"DATABASE_URL={shlex.quote(dsn)} MASKD_BLOB_DIR={shlex.quote(blobs)}"
     lines = (
         "\nthe daemon stays up until Ctrl-C",
+        f"  page    http://{config.host}:{daemon.server.port}/",
         f"  health  http://{config.host}:{daemon.server.port}/health",
         f"  psql    psql {shlex.quote(dsn)}",
         f"  submit  {settings} maskd submit {photo} --box 20,0,405,299 --out out/",

@@ -38,11 +38,13 @@ def set_up_log(config: Config) -> None:
         config.r2_secret_access_key,
         config.api_secret_key,
         config.hf_token,
+        config.redis_url,
     )
     secrets = [key.get_secret_value() for key in keys if key is not None]
-    password = urlsplit(config.database_dsn()).password
-    if password is not None:
-        secrets += [password, unquote(password)]
+    urls = [config.database_dsn(), config.redis_url.get_secret_value() if config.redis_url is not None else ""]
+    for password in [urlsplit(url).password for url in urls]:
+        if password is not None:
+            secrets += [password, unquote(password)]
     log.set_up(config.log_level, config.log_format, secrets)
 
 

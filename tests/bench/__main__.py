@@ -12,7 +12,7 @@ from pathlib import Path
 
 ALL = (
     *("drain", "pickup", "claim_scale", "memory", "fairness"),
-    *("mobile_sam", "masks_out", "everything", "concept", "gpu", "paint", "combine", "remove"),
+    *("mobile_sam", "sessions", "masks_out", "everything", "concept", "gpu", "paint", "combine", "remove"),
 )
 
 

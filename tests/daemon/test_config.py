@@ -105,3 +105,11 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
 def test_omp_num_threads_counts_when_nothing_else_is_said() -> None:
     assert load({**GOOD, "OMP_NUM_THREADS": "3"}, NOWHERE).threads() == 3
     assert load({**GOOD, "OMP_NUM_THREADS": "3", "MASKD_CPU_THREADS": "5"}, NOWHERE).threads() == 5
+
+
+def test_origins_are_a_list_without_paths_or_stars() -> None:
+    found = load({**GOOD, "MASKD_CORS_ORIGINS": "https://App.example, http://localhost:5173"}, NOWHERE)
+    assert found.origins() == {"https://app.example", "http://localhost:5173"}
+    assert load(GOOD, NOWHERE).origins() == frozenset()
+    for wrong in ("*", "app.example", "https://app.example/", "https://a.example,,https://b.example"):
+        assert mistakes(MASKD_CORS_ORIGINS=wrong)[0].startswith("MASKD_CORS_ORIGINS: ")

@@ -10,8 +10,9 @@ import anyio
 import pytest
 from support.works import a_task, handler
 
-from daemon.infer import Answer, DeviceDiedError, Pool, PoolDiedError, Threads, TimedOutError
+from daemon.infer import Answer, DeviceDiedError, Pool, PoolDiedError, TimedOutError
 from daemon.journal import Journal
+from daemon.lanes import Threads
 from daemon.work import Work
 from handlers.base import Handler, Inputs, Job, Result
 from models.base import DeviceLostError, Models, Role

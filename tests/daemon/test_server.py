@@ -11,6 +11,7 @@ import pytest
 
 from daemon import metrics
 from daemon.server import Server
+from daemon.session_routes import Access
 from models.cache import EmbeddingCache
 from storage.base import ConfigurationError
 
@@ -27,7 +28,7 @@ async def serving(
             raise health
         return dict(health)
 
-    server = Server(host, 0, key, tell)
+    server = Server(host, 0, Access(key), tell)
     await server.start()
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", timeout=10) as client:
         yield client
@@ -106,12 +107,12 @@ async def test_a_port_that_is_taken_is_a_mistake_of_configuration() -> None:
         port = client.base_url.port
         assert port is not None
         with pytest.raises(ConfigurationError, match=f"MASKD_PORT {port} is in use: choose another"):
-            await Server("127.0.0.1", port, None, dict).start()
+            await Server("127.0.0.1", port, Access(None), dict).start()
 
 
 async def test_an_address_of_another_host_is_a_mistake_of_configuration() -> None:
     with pytest.raises(ConfigurationError, match=r"MASKD_HOST 192\.0\.2\.1"):
-        await Server("192.0.2.1", 0, KEY, dict).start()
+        await Server("192.0.2.1", 0, Access(KEY), dict).start()
 
 
 async def test_errors_have_a_code_a_sentence_and_a_request_id_but_no_internals() -> None:

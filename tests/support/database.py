@@ -103,6 +103,12 @@ def database(postgres_server: Server, database_template: str) -> Iterator[Databa
     yield from _made(postgres_server, database_template)
 
 
+@pytest.fixture(scope="module")
+def module_database(postgres_server: Server, database_template: str) -> Iterator[Database]:
+    """The same for all tests of a module, where one daemon serves them."""
+    yield from _made(postgres_server, database_template)
+
+
 @pytest.fixture
 def empty_database(postgres_server: Server) -> Iterator[Database]:
     """A fresh database with nothing in it: neither Supabase's roles and schemas nor our migrations."""

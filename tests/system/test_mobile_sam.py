@@ -23,7 +23,9 @@ def test_rows_of_both_kinds_are_done_by_the_network_that_lies_in_the_folder(site
         assert daemon.stop() == 0
     assert [(row["status"], row["metadata"]["engine"]) for row in rows] == [("done", "mobilesam")] * 2, rows
     assert (
-        {row["metadata"]["model_id"] for row in rows} == {loaded["model_id"]} == {models[role]["model_id"] for role in ("visual", "everything")}
+        {row["metadata"]["model_id"] for row in rows}
+        == {loaded["model_id"]}
+        == {models[role]["model_id"] for role in ("visual", "everything")}
     )
     assert sorted(row["metadata"]["embedding_cached"] for row in rows) == [False, True]
     for row in rows:
