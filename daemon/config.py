@@ -101,6 +101,7 @@ class Config(BaseModel):
     objects_max: Count = _named("MASKD_OBJECTS_MAX", 64)
     points_per_side_max: Count = _named("MASKD_POINTS_PER_SIDE_MAX", 64)
     masks_max: Count = _named("MASKD_MASKS_MAX", 100)
+    mask_images_max: Count = _named("MASKD_MASK_IMAGES_MAX", 8)
     texts_max: Count = _named("MASKD_TEXTS_MAX", 16)
     instances_max: Count = _named("MASKD_INSTANCES_MAX", 200)
     result_masks_max: Count = _named("MASKD_RESULT_MASKS_MAX", 400)

@@ -47,10 +47,13 @@ def _edges(ends: Edges) -> Edges:
 def combined(operation: Operation, masks: Iterable[Edges]) -> Edges:
     """The edges of all masks together; `difference` is the first one without the others. None at all are an empty mask."""
     held: list[Edges] = []
+    size = 0
     for edges in masks:
         held.append(edges)
-        if sum(each.size for each in held) > EDGES_MAX:
+        size += edges.size
+        if size > EDGES_MAX:
             held = [_together(operation, held)]
+            size = held[0].size
     return _together(operation, held) if held else np.empty(0, dtype=np.int64)
 
 

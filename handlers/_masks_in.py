@@ -112,6 +112,8 @@ def _of_image(source: MaskSource, job: Job, size_wh: tuple[int, int]) -> Mask:
     if image.size_wh != size_wh:
         given, needed = f"{image.size_wh[0]} x {image.size_wh[1]}", f"{size_wh[0]} x {size_wh[1]}"
         raise RejectedError("prompt_invalid", f"The mask image has {given} pixels; it must have the {needed} of the image.")
+    if image.alpha_hw is not None:  # its colours lie on white by now, so that only this tells inside from outside
+        return pack(image.alpha_hw > 127)
     return pack(cv2.inRange(image.pixels_hwc, (0, 0, 0), (127, 127, 127)) == 0)
 
 

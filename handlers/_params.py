@@ -6,7 +6,7 @@ Enters: JSON values as the row has them. Leaves: validated values, or one senten
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
@@ -75,7 +75,8 @@ class Rle(Strict):
 
 
 class MaskSource(Strict):
-    """Where a mask comes from: exactly one of an earlier task, run lengths, a polygon and an image (above 127 = inside)."""
+    """Where a mask comes from: exactly one of an earlier task, run lengths, a polygon and an image (above 127 = inside; its
+    alpha, where it has any, else its brightest channel)."""
 
     task_id: UUID | None = None
     mask_ids: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1, max_length=1000)] | None = None
@@ -136,7 +137,7 @@ class VisualPrompts(Pointing):
     def all_objects(self) -> list[ObjectPrompt]:
         """One entry per object; raises RejectedError when nothing is pointed at, or the simple case is not simple."""
         points, boxes = self.all_points(), self.boxes or []
-        if self.objects is not None and (points or boxes):
+        if self.objects and (points or boxes):
             raise RejectedError("params_invalid", "Give either objects, or points and boxes beside it, not both.")
         if points and len(boxes) > 1:
             raise RejectedError(
@@ -193,6 +194,15 @@ def check_objects(objects: list[ObjectPrompt], limits: Limits) -> None:
     points = sum(len(wanted.all_points()) for wanted in objects)
     if points > limits.points_max:
         raise RejectedError("params_invalid", f"There are {points} points; at most {limits.points_max} are allowed.")
+
+
+def check_mask_images(sources: Iterable[MaskSource], limits: Limits) -> None:
+    """Raise RejectedError when masks stand in more images than a task may have decoded."""
+    urls = {source.image_url for source in sources if source.image_url is not None}
+    if len(urls) > limits.mask_images_max:
+        raise RejectedError(
+            "params_invalid", f"There are {len(urls)} images of masks; at most {limits.mask_images_max} are allowed."
+        )
 
 
 def check_text(text: str | None, limits: Limits) -> str | None:

@@ -15,7 +15,7 @@ from handlers._edges import combined, edges_of_mask, filled
 from handlers._images_out import Output
 from handlers._instances import Facts, facts_of
 from handlers._masks_in import inputs_of, mask_from
-from handlers._params import MaskSource, ObjectPrompt, VisualPrompts, check_objects
+from handlers._params import MaskSource, ObjectPrompt, VisualPrompts, check_mask_images, check_objects
 from handlers._prompts import prompts_of, source_of, view_of
 from handlers.base import BlobRef, Inputs, Job, Limits, RejectedError
 from models.base import Later, Mask, Models, Prompt, Stop, View, VisualQuestion, pack
@@ -56,18 +56,21 @@ class Found:
 def region_of(params: RegionParams, limits: Limits) -> Region:
     """What a row points at; raises RejectedError."""
     masks = params.masks or []
-    pointed = params.objects is not None or bool(params.boxes) or bool(params.all_points())
-    objects = params.all_objects() if pointed or not masks else []
+    pointed = bool(params.objects) or bool(params.boxes) or bool(params.all_points())
+    if not pointed and not masks:
+        raise RejectedError("prompt_invalid", "Point at something: give points, boxes, objects or masks.")
+    objects = params.all_objects() if pointed else []
     check_objects(objects, limits)
     if len(masks) > limits.masks_max:
         raise RejectedError("params_invalid", f"There are {len(masks)} masks; at most {limits.masks_max} are allowed.")
-    return Region(tuple(objects), tuple(masks))
+    region = Region(tuple(objects), tuple(masks))
+    check_mask_images(_sources(region), limits)
+    return region
 
 
 def region_inputs(region: Region, blobs: tuple[BlobRef, ...] = ()) -> Inputs:
     """The source, what the masks stand in, and `blobs` besides."""
-    prompts = [wanted.mask for wanted in region.objects if wanted.mask is not None]
-    return inputs_of([*prompts, *region.masks], blobs)
+    return inputs_of(_sources(region), blobs)
 
 
 def pointed_at(region: Region, job: Job, models: Models) -> Pointed:
@@ -109,6 +112,11 @@ def grown(mask: Mask, kernel_side: int, size_wh: tuple[int, int]) -> Mask:
     window_hw = mask.window_hw((left, top, right, bottom)).view(np.uint8)
     wider_hw = cv2.dilate(window_hw, np.ones((kernel_side, kernel_side), dtype=np.uint8))
     return pack(np.asarray(wider_hw, dtype=np.uint8), (left, top))
+
+
+def _sources(region: Region) -> list[MaskSource]:
+    """All masks that a region names, those inside objects first."""
+    return [*(wanted.mask for wanted in region.objects if wanted.mask is not None), *region.masks]
 
 
 def _found(region: Pointed, laters: Sequence[Later], segmenter: Facts | None) -> Found:

@@ -44,6 +44,7 @@ class Limits:
     objects_max: int = 64
     points_per_side_max: int = 64
     masks_max: int = 100
+    mask_images_max: int = 8
     texts_max: int = 16
     instances_max: int = 200
     result_masks_max: int = 400

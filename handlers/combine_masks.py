@@ -1,7 +1,8 @@
 """Several masks to one: their union, what all have in common, the first without the others, or what an odd number covers.
 
 Asks for `masks: [mask reference, …]` and `op`. A reference to a task means all its masks, in order; one that found nothing
-counts as an empty mask. Without a source image the masks themselves say how large it is. A text_prompt names the result.
+counts as an empty mask. The masks themselves say how large their image is, the source image only where they do not, or not
+all the same. A text_prompt names the result.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pydantic import Field
 from handlers._edges import Edges, Operation, combined, filled
 from handlers._instances import Facts, Instance, result
 from handlers._masks_in import edges_of, image_size_of, inputs_of
-from handlers._params import MaskSource, Strict, check_text, read
+from handlers._params import MaskSource, Strict, check_mask_images, check_text, read
 from handlers._together import together
 from handlers.base import Inputs, Job, Limits, RejectedError, Request, Result
 from models.base import Mask, Models, Role, Stop
@@ -66,8 +67,8 @@ def parse(request: Request, limits: Limits) -> Wish:
     params = read(CombineParams, request.params)
     if len(params.masks) > limits.masks_max:
         raise RejectedError("params_invalid", f"There are {len(params.masks)} masks; at most {limits.masks_max} are allowed.")
-    if not request.source_image_url:
-        _check_sizes(params.masks, limits)
+    check_mask_images(params.masks, limits)
+    _check_sizes(params.masks, limits)
     label = check_text(request.text_prompt, limits) or UNNAMED
     return Wish(tuple(params.masks), params.op, label, bool(request.source_image_url))
 
@@ -78,13 +79,17 @@ def inputs(params: Wish) -> Inputs:
 
 
 def prepare(job: Job, models: Models) -> Prepared:
-    """The size of the image that all masks must fit; raises RejectedError where nothing says it."""
+    """The size of the image that all masks must fit; raises RejectedError where nothing says it.
+
+    The source image may be of another size than all masks: a task after another takes what that one made as its image.
+    """
     wish: Wish = job.params
-    sizes = (image_size_of(source, job) for source in wish.masks)
-    size_wh = job.image.size_wh if job.image else next((size for size in sizes if size), None)
-    if size_wh is None:
+    sizes = [size for size in (image_size_of(source, job) for source in wish.masks) if size]
+    own = [] if job.image is None else [job.image.size_wh]
+    said = sizes[:1] if len(set(sizes)) == 1 else own + sizes
+    if not said:
         raise RejectedError("image_missing", "Polygons alone do not say how large their image is; set source_image_url.")
-    return Prepared(job, size_wh)
+    return Prepared(job, said[0])
 
 
 def run(prepared: Sequence[Prepared], models: Models, stop: Stop) -> list[Answer | Exception]:

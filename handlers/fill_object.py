@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from pydantic import Field
@@ -19,7 +19,7 @@ from handlers._instances import Facts, facts_of
 from handlers._params import check_text, read
 from handlers._prompts import source_of
 from handlers._region import Pointed, Region, RegionParams, found_in, grown, pointed_at, region_inputs, region_of
-from handlers._repaint import FEATHER_PIXELS, paste, result
+from handlers._repaint import FEATHER_PIXELS, check_output, paste, result
 from handlers._together import together
 from handlers.base import Inputs, Job, Limits, RejectedError, Request, Result
 from models.base import Canvas, Generator, ImageHWC, Mask, Models, Patch, Role, Stop
@@ -89,6 +89,7 @@ def inputs(params: Wish) -> Inputs:
 def prepare(job: Job, models: Models) -> Prepared:
     """The region in pixels of the image; raises RejectedError for what lies outside it, and for too many words."""
     wish: Wish = job.params
+    check_output(job, wish.params)
     check_words(_generator(models), wish.prompt, wish.params.negative_prompt)
     return Prepared(source_of(job).pixels_hwc, pointed_at(wish.region, job, models), wish, seed_of(wish.params, job))
 
@@ -99,11 +100,13 @@ def run(prepared: Sequence[Prepared], models: Models, stop: Stop) -> list[Answer
 
 
 def finish(job: Job, raw: Answer) -> Result:
-    """Paste what was painted, and encode."""
+    """Paste what was painted, opaque whatever was there, and encode."""
     wish: Wish = job.params
     painting = picture_of(source_of(job))
     patches = [Patch(each.box_xyxy, back(each.pixels_hwc, _size_hw(each.box_xyxy))) for each in raw.patches]
-    paste(painting.pixels_hwc, raw.mask, patches, FEATHER_PIXELS)
+    alpha_hw = None if painting.alpha_hw is None else painting.alpha_hw.copy()
+    paste(painting.pixels_hwc, raw.mask, patches, FEATHER_PIXELS, alpha_hw)
+    painting = replace(painting, alpha_hw=None if alpha_hw is None or alpha_hw.min() == 255 else alpha_hw)
     extra = {
         "seed": raw.seed,
         "steps": wish.params.steps,

@@ -16,7 +16,7 @@ from pydantic import Field
 from handlers._colours import RGB, Colour, hex_of
 from handlers._images_out import Output, Picture, check_side, picture_of, result
 from handlers._masks_in import inputs_of, mask_from
-from handlers._params import MaskSource, Share, Strict, read
+from handlers._params import MaskSource, Share, Strict, check_mask_images, read
 from handlers._prompts import source_of
 from handlers._together import together
 from handlers.base import Inputs, Job, Limits, RejectedError, Request, Result
@@ -54,6 +54,7 @@ def parse(request: Request, limits: Limits) -> PaintParams:
     params = read(PaintParams, request.params)
     if len(params.layers) > limits.masks_max:
         raise RejectedError("params_invalid", f"There are {len(params.layers)} layers; at most {limits.masks_max} are allowed.")
+    check_mask_images((layer.mask for layer in params.layers), limits)
     return params
 
 

@@ -16,7 +16,7 @@ from handlers._instances import Facts, facts_of
 from handlers._params import check_text, read
 from handlers._prompts import source_of
 from handlers._region import Pointed, Region, RegionParams, found_in, grown, pointed_at, region_inputs, region_of
-from handlers._repaint import FEATHER_PIXELS, paste, result
+from handlers._repaint import FEATHER_PIXELS, check_output, paste, result
 from handlers._together import together
 from handlers.base import Inputs, Job, Limits, RejectedError, Request, Result
 from models.base import Hole, ImageHWC, Mask, Models, Patch, Role, Stop
@@ -27,6 +27,7 @@ TIMEOUT_FACTOR = 2.0
 
 UNNAMED = "removed"
 NOTHING = "nothing was found where you pointed, so nothing was removed"
+TRANSPARENT = "some of what was removed is transparent, and stays so"
 
 
 class RemoveParams(RegionParams):
@@ -79,6 +80,7 @@ def inputs(params: Wish) -> Inputs:
 def prepare(job: Job, models: Models) -> Prepared:
     """The region in pixels of the image; raises RejectedError when something of it lies outside."""
     wish: Wish = job.params
+    check_output(job, wish.params)
     return Prepared(source_of(job).pixels_hwc, pointed_at(wish.region, job, models), wish.params.dilate_kernel_size)
 
 
@@ -93,6 +95,9 @@ def finish(job: Job, raw: Answer) -> Result:
     painting = picture_of(source_of(job))
     paste(painting.pixels_hwc, raw.mask, raw.patches, min(FEATHER_PIXELS, wish.params.dilate_kernel_size // 4))
     warnings = [] if raw.mask.bits.size else [NOTHING]
+    x0, y0, x1, y1 = raw.mask.box_xyxy
+    if painting.alpha_hw is not None and ((painting.alpha_hw[y0:y1, x0:x1] < 255) & raw.mask.crop_hw()).any():
+        warnings.append(TRANSPARENT)
     return result(job, painting, wish.params, raw.mask, wish.label, raw.facts, raw.segmenter, warnings=warnings)
 
 

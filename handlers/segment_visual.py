@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from handlers._instances import Facts, Instance, facts_of, result
 from handlers._masks_in import inputs_of
-from handlers._params import ObjectPrompt, VisualPrompts, check_objects, check_text, read
+from handlers._params import ObjectPrompt, VisualPrompts, check_mask_images, check_objects, check_text, read
 from handlers._prompts import prompts_of, source_of, view_of
 from handlers._together import together
 from handlers.base import Inputs, Job, Limits, Request, Result
@@ -61,6 +61,7 @@ def parse(request: Request, limits: Limits) -> Wish:
     params = read(VisualParams, request.params)
     objects = params.all_objects()
     check_objects(objects, limits)
+    check_mask_images((wanted.mask for wanted in objects if wanted.mask is not None), limits)
     return Wish(tuple(objects), params.multimask, check_text(request.text_prompt, limits) or UNNAMED)
 
 

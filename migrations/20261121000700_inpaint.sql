@@ -58,11 +58,38 @@ create trigger maskd_before_insert_image before insert on public.segmentation_re
   for each row when (new.after is not null and coalesce(new.source_image_url, '') = '' and new.status = 'pending')
   execute function maskd.before_insert_image();
 
+-- As before, and a failed task whose parent is done by now takes that one's image.
+create or replace function maskd.retry(only_ids uuid[], only_code text, most integer) returns integer
+language plpgsql set search_path = '' as $$
+declare
+  changed integer;
+begin
+  with chosen as (
+    select r.id from public.segmentation_results r
+     where r.status = 'error' and (only_ids is null or r.id = any (only_ids)) and (only_code is null or r.error ->> 'code' = only_code)
+       and exists (select from maskd.kinds k where k.kind = r.kind)
+       and (r.after is null or maskd.after_status(r.after, r.project_id) <> 'error')
+     order by r.finished_at desc limit most for update skip locked)
+  update public.segmentation_results r
+     set status = case when r.after is null then 'pending' else maskd.after_status(r.after, r.project_id) end,
+         attempts = 0, deaths = 0, error = null, finished_at = null, claim_token = null, worker_id = null,
+         pending_at = clock_timestamp(), updated_at = now(), run_after = null,
+         source_image_url = coalesce(nullif(r.source_image_url, ''), maskd.image_after(r.after)),
+         fair_rank = maskd.rank(r.kind::text, coalesce(r.priority, 0)::smallint, r.user_id)
+    from chosen where r.id = chosen.id;
+  get diagnostics changed = row_count;
+  if changed > 0 then
+    perform pg_notify('maskd', '');
+  end if;
+  return changed;
+end $$;
+
 do $$
 declare
   f text;
 begin
-  foreach f in array array['maskd.image_after(uuid)', 'maskd.promote(uuid[])', 'maskd.before_insert_image()'] loop
+  foreach f in array array['maskd.image_after(uuid)', 'maskd.promote(uuid[])', 'maskd.before_insert_image()',
+                           'maskd.retry(uuid[], text, integer)'] loop
     execute format('revoke all on function %s from public, anon, authenticated', f);
     execute format('grant execute on function %s to service_role', f);
   end loop;

@@ -68,8 +68,8 @@ class Mask:
         right, bottom = min(x1, self.box_xyxy[2]), min(y1, self.box_xyxy[3])
         if left < right and top < bottom:
             own_x, own_y = self.box_xyxy[:2]
-            own_hw = self.crop_hw()[top - own_y : bottom - own_y, left - own_x : right - own_x]
-            seen_hw[top - y0 : bottom - y0, left - x0 : right - x0] = own_hw
+            rows_hw = np.unpackbits(self.bits[top - own_y : bottom - own_y], axis=1, count=right - own_x).view(np.bool_)
+            seen_hw[top - y0 : bottom - y0, left - x0 : right - x0] = rows_hw[:, left - own_x :]
         return seen_hw
 
 

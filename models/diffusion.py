@@ -6,6 +6,7 @@ same size. Imports torch and diffusers only when a network is loaded.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import threading
@@ -39,7 +40,8 @@ TRIAL_SIDE, TRIAL_STEPS = 64, 2
 class Diffusion:
     """Generator; on many threads one after the other, since a pipeline keeps the state of its run. `load` makes one.
 
-    `network` holds all that has weights. `tokens_max` is how much of a prompt is read, its ends included.
+    `network` holds all that has weights. `tokens_max` is how much of a prompt is read, its ends included. `tokenizer` only
+    counts: the pipeline's own is busy while it generates, and neither may be asked by two threads at once.
     """
 
     pipeline: Any
@@ -49,7 +51,9 @@ class Diffusion:
     tokens_max: int
     batch_max: int = BATCH_MAX_CPU
     engine: str = "diffusion"
+    tokenizer: Any = None
     _turn: threading.Lock = field(default_factory=threading.Lock)
+    _counting: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def device(self) -> str:
@@ -68,7 +72,8 @@ class Diffusion:
 
     def tokens(self, text: str) -> int:
         """How many tokens a text has, its ends included. Any thread."""
-        return len(self.pipeline.tokenizer(text, truncation=False, verbose=False).input_ids)
+        with self._counting:
+            return len(self.tokenizer(text, truncation=False, verbose=False).input_ids)
 
     def generate(self, pictures: Sequence[Canvas], stop: Stop, progress: Progress) -> list[ImageHWC]:
         """Per picture one of the same size, the same for the same seed within a grey level, alone or beside others.
@@ -153,7 +158,15 @@ def load(path: Path, placement: Placement) -> Diffusion:
     pipeline.tokenizer.model_max_length = tokens_max
     network = _placed(pipeline, placement)
     batch_max = BATCH_MAX_CPU if placement.device == "cpu" else BATCH_MAX
-    engine = Diffusion(pipeline, network, placement, f"{path.name}-{checksum[:8]}", tokens_max, batch_max)
+    engine = Diffusion(
+        pipeline,
+        network,
+        placement,
+        f"{path.name}-{checksum[:8]}",
+        tokens_max,
+        batch_max,
+        tokenizer=copy.deepcopy(pipeline.tokenizer),
+    )
     _try(engine, path)
     return engine
 

@@ -180,6 +180,35 @@ def test_a_mask_of_another_size_is_refused(image: SourceImage | None) -> None:
     assert "its size is [3, 3], but the image has 7 rows and 9 columns" in error.message
 
 
+def test_an_image_of_another_size_does_not_matter_where_the_masks_agree() -> None:
+    image = SourceImage(np.zeros((3, 4, 3), dtype=np.uint8), "h", "smaller.jpg")
+    masks = [{"polygon": [[0, 0], [2, 0], [2, 2], [0, 2]]}, {"task_id": TASK}, {"rle": rle(MIDDLE)}]
+    result = done(combine_masks, job_of(masks, earlier=dataset(MIDDLE), image=image), MODELS)
+    assert (mask_of(result) == rectangle(0, 0, 2, 2) | MIDDLE).all()
+    assert mask_of(done(combine_masks, job_of(masks[:1], image=image), MODELS)).shape == (3, 4)
+
+
+def test_run_lengths_beside_an_image_are_bounded_too() -> None:
+    with pytest.raises(RejectedError) as caught:
+        job_of([{"rle": {"size": [65535, 65535], "counts": [65535 * 65535]}}], image=source())
+    assert caught.value.code == "image_too_large"
+
+
+def test_of_many_masks_the_edges_that_are_held_are_counted_once_each() -> None:
+    looked_at = 0
+
+    class Counted(np.ndarray[Any, Any]):
+        @property
+        def size(self) -> int:  # type: ignore[override]
+            nonlocal looked_at
+            looked_at += 1
+            return int(np.prod(self.shape))
+
+    edges = [np.array([index, index + 1]).view(Counted) for index in range(0, 400, 2)]
+    assert len(combined("union", edges)) == 400
+    assert looked_at <= 2 * len(edges)
+
+
 def test_polygons_alone_need_an_image() -> None:
     error = refused([{"polygon": [[0, 0], [2, 0], [2, 2]]}])
     assert (error.code, "source_image_url" in error.message) == ("image_missing", True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+import tracemalloc
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,12 +17,13 @@ from pycocotools import mask as coco_mask
 from support.engines import never_stop
 from support.kinds import SPOON, answers, blob, done, job_of, models_of, source
 
-from handlers import fill_object, remove_object, replace_background
+from handlers import _repaint, fill_object, remove_object, replace_background
 from handlers._region import grown
-from handlers.base import Handler, Job, Limits, RejectedError, Request, Result, UnservedError
+from handlers._repaint import blend, paste, share_in
+from handlers.base import Handler, Job, Limits, RejectedError, Request, Result, SourceImage, UnservedError
 from handlers.fill_object import surroundings
-from handlers.replace_background import blurred, covering
-from models.base import pack
+from handlers.replace_background import blurred, covering, lay
+from models.base import Mask, Patch, pack
 
 HANDLERS: Mapping[str, Any] = {
     "remove_object": remove_object,
@@ -133,6 +136,153 @@ def test_a_blurred_background_takes_no_colour_from_what_stays() -> None:
     kept = pack(np.ones((20, 30), dtype=np.bool_), (30, 20))
     assert blurred(image_hwc, kept, 5.0).max() <= 1
     assert blurred(image_hwc, pack(np.zeros((0, 0), dtype=np.bool_)), 5.0).max() > 100
+
+
+@pytest.mark.parametrize(("size_wh", "wanted_wh"), [((256, 1), (10, 300)), ((1, 256), (300, 10)), ((256, 1), (600, 400))])
+def test_a_thin_image_behind_covers_the_whole_too(size_wh: tuple[int, int], wanted_wh: tuple[int, int]) -> None:
+    thin = np.full((size_wh[1], size_wh[0], 3), 77, dtype=np.uint8)
+    assert (covering(thin, wanted_wh) == 77).all()
+    assert covering(thin, wanted_wh).shape == (wanted_wh[1], wanted_wh[0], 3)
+
+
+@pytest.fixture
+def narrow_strips(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Call it with True for strips of some rows, with False for one of the whole image."""
+    return lambda narrow: monkeypatch.setattr(_repaint, "STRIP_PIXELS", 300 if narrow else 1 << 30)
+
+
+def blob_in(width: int, height: int) -> Mask:
+    """Two ellipses, one of them cut by the border."""
+    y, x = np.ogrid[:height, :width]
+    inside = ((y - height / 2) / (height / 4)) ** 2 + ((x - width / 3) / (width / 5)) ** 2 < 1
+    return pack(inside | (((y - height) / (height / 5)) ** 2 + ((x - width) / (width / 4)) ** 2 < 1))
+
+
+@pytest.mark.parametrize("sigma", [0.7, 4.0, 5.0, 30.0])
+def test_in_strips_all_is_as_in_one(narrow_strips: Callable[[bool], None], sigma: float) -> None:
+    rng = np.random.default_rng(3)
+    image_hwc, other_hwc = (rng.integers(0, 256, (130, 90, 3), dtype=np.uint8) for _ in range(2))
+    alpha_hw = rng.integers(0, 256, (130, 90), dtype=np.uint8)
+    for array in (image_hwc, alpha_hw):
+        array.setflags(write=False)
+    mask = blob_in(90, 130)
+    found = []
+    for narrow in (False, True):
+        narrow_strips(narrow)
+        soft_hwc, laid_hwc, pasted_hwc, seen_hw = (
+            blurred(image_hwc, mask, sigma),
+            other_hwc.copy(),
+            image_hwc.copy(),
+            alpha_hw.copy(),
+        )
+        lay(SourceImage(image_hwc, "h", "a", alpha_hw), mask, laid_hwc)
+        paste(pasted_hwc, mask, [Patch((3, 5, 90, 128), other_hwc[5:128, 3:])], 3, seen_hw)
+        found.append((soft_hwc, laid_hwc, pasted_hwc, seen_hw))
+    for whole, in_strips in zip(*found, strict=True):
+        assert np.abs(whole.astype(int) - in_strips).max() <= 1
+
+
+def test_a_blur_in_strips_is_a_weighted_mean(narrow_strips: Callable[[bool], None]) -> None:
+    import cv2
+
+    narrow_strips(True)
+    image_hwc = np.random.default_rng(4).integers(0, 256, (130, 90, 3), dtype=np.uint8)
+    mask = blob_in(90, 130)
+    behind_hw = 1 - mask.window_hw((0, 0, 90, 130)).astype(np.float32)
+    sums_hwc = cv2.GaussianBlur(image_hwc * behind_hw[:, :, None], (0, 0), 3.0)
+    expected_hwc = sums_hwc / np.maximum(cv2.GaussianBlur(behind_hw, (0, 0), 3.0), 1e-6)[:, :, None]
+    outside_hw = behind_hw > 0
+    assert np.abs(blurred(image_hwc, mask, 3.0)[outside_hw] - expected_hwc[outside_hw]).max() <= 1
+
+
+@pytest.mark.parametrize("width", [1, 2, 17])
+def test_a_blend_is_rounded_and_exact_at_both_ends(width: int) -> None:
+    rng = np.random.default_rng(6)
+    old_hwc, new_hwc = (rng.integers(0, 256, (50, width, 3), dtype=np.uint8) for _ in range(2))
+    share_hw = rng.choice(np.array([0, 1, 100, 254, 255], dtype=np.uint8), (50, width))
+    share = share_hw[:, :, None].astype(int)
+    expected_hwc = (old_hwc * (255 - share) + new_hwc * share + 127) // 255
+    for into_hwc in (old_hwc.copy(), new_hwc.copy()):
+        other_hwc = into_hwc if (into_hwc == new_hwc).all() else new_hwc
+        blend(into_hwc if other_hwc is new_hwc else old_hwc, other_hwc, share_hw, into_hwc)
+        assert (into_hwc == expected_hwc).all()
+
+
+def test_twelve_megapixels_are_painted_on_and_blurred_in_little_memory() -> None:
+    width, height = 4000, 3000
+    image_hwc = np.full((height, width, 3), 90, dtype=np.uint8)
+    canvas_hwc, mask = image_hwc.copy(), blob_in(width, height)
+    source = SourceImage(image_hwc, "h", "a", np.full((height, width), 128, dtype=np.uint8))
+    works: list[tuple[Callable[[], object], int]] = [
+        (lambda: lay(source, mask, canvas_hwc), 60),
+        (lambda: paste(canvas_hwc, mask, [Patch((0, 0, width, height), image_hwc)], 3), 60),
+        (lambda: blurred(image_hwc, mask, 3.0), 180),
+    ]
+    for work, most_mb in works:
+        tracemalloc.start()
+        work()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < most_mb * 1e6
+
+
+def test_a_mask_without_any_rim_overflows_nothing() -> None:
+    everything = pack(np.ones((20, 30), dtype=np.bool_))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert (share_in(everything, (0, 0, 30, 20), (30, 20), 3) == 255).all()
+        laid_hwc = np.zeros((20, 30, 3), dtype=np.uint8)
+        lay(SourceImage(np.full((20, 30, 3), 9, dtype=np.uint8), "h", "a"), everything, laid_hwc)
+    assert (laid_hwc == 9).all()
+
+
+def see_through(job: Job) -> tuple[Job, np.ndarray[Any, Any]]:
+    """The job with a left half of which half is seen, as decoding gives it: laid on white. And its alpha."""
+    assert job.image is not None
+    alpha_hw = np.full(job.image.pixels_hwc.shape[:2], 255, dtype=np.uint8)
+    alpha_hw[:, :350] = 0
+    alpha_hw[:260, :350] = 128
+    share = alpha_hw[:, :, None] / 255
+    laid_hwc = np.rint(job.image.pixels_hwc * share + 255 * (1 - share)).astype(np.uint8)
+    return replace_image(job, replace(job.image, pixels_hwc=laid_hwc, alpha_hw=alpha_hw)), alpha_hw
+
+
+def replace_image(job: Job, image: SourceImage) -> Job:
+    return Job(job.task_id, job.params, image, job.images, job.masks)
+
+
+def test_through_what_stays_and_is_transparent_the_new_background_is_seen() -> None:
+    job, alpha_hw = see_through(job_of(replace_background, {**MASK, "color": "#0A1B2C"}))
+    result = done(replace_background, job, models_of("classical"))
+    share = alpha_hw[:, :, None] / 255
+    expected_hwc = source().pixels_hwc * share + np.array([10, 27, 44]) * (1 - share)
+    stays = used_mask(result)
+    assert {0, 128, 255} == set(alpha_hw[stays].tolist())
+    assert np.abs(pixels(result)[stays] - expected_hwc[stays]).max() <= 2
+
+
+def test_what_is_filled_is_opaque_and_what_is_around_stays_transparent() -> None:
+    job, alpha_hw = see_through(job_of(fill_object, {**MASK, "steps": 2, "dilate_kernel_size": 0}, "a rose"))
+    result = done(fill_object, job, models_of("mock"))
+    painted, inside = pixels(result), used_mask(result)
+    assert (painted[inside][:, 3] == 255).all()
+    assert (painted[~inside][:, 3] == alpha_hw[~inside]).all()
+    assert alpha_hw.min() == 0, "the source is as it was"
+
+
+def test_removing_what_is_transparent_leaves_it_so_and_says_so() -> None:
+    job, alpha_hw = see_through(job_of(remove_object, MASK))
+    result = done(remove_object, job, models_of("mock"))
+    assert (pixels(result)[:, :, 3] == alpha_hw).all()
+    assert result.metadata["warnings"] == [remove_object.TRANSPARENT]
+
+
+@pytest.mark.parametrize(("kind", "params", "text"), WISHES)
+def test_a_side_that_the_file_cannot_have_is_refused_before_the_work(kind: str, params: dict[str, Any], text: str | None) -> None:
+    job = job_of(HANDLERS[kind], {**params, "format": "webp"}, text)
+    wide = replace_image(job, SourceImage(np.zeros((2, 16_384, 3), dtype=np.uint8), "h", "wide.png"))
+    with pytest.raises(RejectedError, match="WEBP holds at most 16383 pixels a side"):
+        HANDLERS[kind].prepare(wide, models_of("mock"))
 
 
 def test_what_the_model_sees_is_square_inside_the_image_and_larger_than_what_is_replaced() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from typing import Any
 
@@ -9,14 +10,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from handlers import segment_everything, segment_visual
+from handlers import combine_masks, paint_masks, remove_object, segment_everything, segment_visual
 from handlers._masks_in import inputs_of, mask_from, masks_of
 from handlers._params import MaskSource, ObjectPrompt, VisualPrompts, read
+from handlers._png import mask_png
 from handlers._prompts import clipped, prompts_of
 from handlers._rle import segmentation
-from handlers.base import BlobRef, Job, Limits, MasksRef, RejectedError, Request, SourceImage
+from handlers.base import BlobRef, Handler, Job, Limits, MasksRef, RejectedError, Request, SourceImage
 from models.base import Mask, pack
+from storage.images import decode
 
 TASK = "0b0c6e5e-6f3f-4a52-9a0d-3a5a3a6d7b11"
 SIZE_WH = (60, 40)
@@ -201,6 +205,29 @@ def test_an_image_is_inside_above_127() -> None:
     assert same(mask_from(source, job(images=images), SIZE_WH), SQUARE)
 
 
+def read_as_mask(data: bytes) -> Mask:
+    """What these bytes mean as the image of a mask."""
+    read_image = decode(data, bytes_max=1_000_000, pixels_max=1_000_000)
+    image = SourceImage(read_image.pixels_hwc, "h", "m.png", read_image.alpha_hw)
+    return mask_from(MaskSource.model_validate({"image_url": "m.png"}), job(images={"mask m.png": image}), SIZE_WH)
+
+
+def test_a_mask_image_that_maskd_has_drawn_is_the_union_of_its_masks() -> None:
+    dark, bright = SQUARE, pack(np.ones((3, 4), dtype=np.bool_), (1, 30))
+    union = np.logical_or(dark.window_hw((0, 0, *SIZE_WH)), bright.window_hw((0, 0, *SIZE_WH)))
+    drawn = mask_png([dark, bright], [(0, 0, 90), (250, 200, 0)], SIZE_WH)
+    assert same(read_as_mask(drawn), pack(union))
+    assert not read_as_mask(mask_png([], [], SIZE_WH)).bits.size
+
+
+def test_of_an_image_with_transparency_the_alpha_alone_decides() -> None:
+    rgba = np.full((40, 60, 4), 255, dtype=np.uint8)
+    rgba[..., 3] = SQUARE.window_hw((0, 0, *SIZE_WH)) * np.uint8(200)
+    file = io.BytesIO()
+    Image.fromarray(rgba).save(file, "PNG")
+    assert same(read_as_mask(file.getvalue()), SQUARE)
+
+
 def test_a_mask_image_of_another_size_is_refused() -> None:
     images = {"mask m.png": SourceImage(np.zeros((4, 6, 3), dtype=np.uint8), "h", "m.png")}
     with pytest.raises(RejectedError, match="6 x 4 pixels; it must have the 60 x 40"):
@@ -247,3 +274,37 @@ def test_an_empty_mask_is_no_prompt() -> None:
     wanted = ObjectPrompt.model_validate({"mask": {"rle": {"size": [40, 60], "counts": [2400]}}})
     with pytest.raises(RejectedError, match="empty"):
         prompts_of([wanted], job())
+
+
+MASK_IMAGES = [{"image_url": f"{index}.png"} for index in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("handler", "params"),
+    [
+        (segment_visual, {"objects": [{"mask": mask} for mask in MASK_IMAGES]}),
+        (remove_object, {"masks": MASK_IMAGES[:5], "objects": [{"mask": mask} for mask in MASK_IMAGES[5:]]}),
+        (paint_masks, {"layers": [{"mask": mask} for mask in MASK_IMAGES]}),
+        (combine_masks, {"masks": MASK_IMAGES}),
+    ],
+)
+def test_masks_stand_in_no_more_images_than_a_task_may_have_decoded(handler: Handler, params: dict[str, Any]) -> None:
+    request = Request("kind", "a.jpg", None, params)
+    with pytest.raises(RejectedError, match="There are 9 images of masks; at most 8 are allowed") as caught:
+        handler.parse(request, Limits())
+    assert caught.value.code == "params_invalid"
+    handler.parse(request, Limits(mask_images_max=9))
+
+
+def test_the_same_image_of_a_mask_counts_once() -> None:
+    combine_masks.parse(Request("combine_masks", None, None, {"masks": MASK_IMAGES[:1] * 20}), Limits())
+
+
+@pytest.mark.parametrize("objects", [[], None])
+def test_no_objects_beside_masks_or_points_are_no_mistake(objects: Any) -> None:
+    polygon = {"polygon": [[0, 0], [2, 0], [2, 2]]}
+    wish = remove_object.parse(Request("remove_object", "a.jpg", None, {"objects": objects, "masks": [polygon]}), Limits())
+    assert (wish.region.objects, len(wish.region.masks)) == ((), 1)
+    assert len(visual({"objects": objects, "points": [[1, 2]]}).objects) == 1
+    with pytest.raises(RejectedError, match="give points, boxes, objects or masks"):
+        remove_object.parse(Request("remove_object", "a.jpg", None, {"objects": objects}), Limits())

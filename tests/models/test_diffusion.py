@@ -161,6 +161,16 @@ def test_tokens_are_counted_with_both_ends(ours: Diffusion) -> None:
     assert ours.tokens("x " * 100) == 102
 
 
+def test_tokens_are_counted_on_many_threads_while_pictures_are_made(ours: Diffusion) -> None:
+    assert ours.tokenizer is not ours.pipeline.tokenizer
+    texts = [f"{'the cup ' * (index % 5)}the" for index in range(200)]
+    expected = [ours.tokens(text) for text in texts]
+    with ThreadPoolExecutor(4) as threads:
+        picture_later = threads.submit(generated, ours, [picture(seed=seed) for seed in range(3)])
+        assert list(threads.map(ours.tokens, texts)) == expected
+        assert len(picture_later.result()) == 3
+
+
 def test_half_precision_is_for_gpus_only() -> None:
     engine = load(diffusion_folder(), Placement(half=True))
     assert engine.details()["precision"] == "float32"
