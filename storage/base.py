@@ -266,3 +266,7 @@ class WakeSource(Protocol):
         """Run until cancelled. Calls `wake` on every hint and after every (re)subscription, `proven(True)` once the way is
         proven from end to end and `proven(False)` when that ends. Never raises for what the world does."""
         ...
+
+    def polled(self, tasks: Sequence[Task]) -> None:
+        """The poll found these tasks, and no hint had led to them: a source that names what it announces can tell it is deaf."""
+        ...

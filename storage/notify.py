@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import asyncpg
 import structlog
 
+from storage.base import Task
 from storage.postgres import tls, translate
 
 log = structlog.get_logger(__name__)
@@ -69,6 +70,9 @@ class NotifyWake:
             await asyncio.sleep(
                 random.uniform(0.05, 0.15) if lived else min(self._backoff_max, 0.2 * 2**failures) * random.uniform(0.5, 1)
             )
+
+    def polled(self, tasks: Sequence[Task]) -> None:
+        """Nothing: the proof is the round trip, and notifications name no task."""
 
     async def _epoch(self, wake: Callable[[], None], proven: Callable[[bool], None]) -> None:
         """One connection from LISTEN to its end; raises when it ends."""

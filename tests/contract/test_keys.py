@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 from support.database import Database
+from support.stores import Queue, new_id
 
 from daemon.keys import Keys, bases_of
 from handlers.base import RejectedError
@@ -136,3 +137,8 @@ def in_worker(address: str) -> str | None:
         return KEYS.key_of(address, PREFIXES)
     except RejectedError:
         return None
+
+
+async def test_the_owner_of_a_project_is_told_and_nobody_of_none(queue: Queue) -> None:
+    assert await queue.store.owner_of(queue.owner.project_id) == queue.owner.user_id
+    assert await queue.store.owner_of(new_id()) is None

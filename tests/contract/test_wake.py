@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import anyio
 import pytest
 from support.database import Database
-from support.stores import Queue
+from support.postgrest import SERVICE_KEY
+from support.realtime_server import supabase
+from support.stores import Queue, new_id
 
+from storage.base import WakeSource
 from storage.notify import NotifyWake
+from storage.realtime import RealtimeWake
 
 pytestmark = pytest.mark.anyio
 
@@ -46,10 +50,23 @@ class Heard:
         self._changed = anyio.Event()
 
 
+@pytest.fixture(params=["notify", "realtime"])
+def source(request: pytest.FixtureRequest, database: Database) -> Iterator[WakeSource]:
+    """A source of each kind on one database."""
+    if request.param == "notify":
+        yield by_notify(database)
+        return
+    with supabase(database.dsn) as (server, _realtime):
+        yield RealtimeWake(server.url, SERVICE_KEY)
+
+
+def by_notify(database: Database) -> NotifyWake:
+    return NotifyWake(database.dsn, probe_seconds=0.2, timeout_seconds=2)
+
+
 @asynccontextmanager
-async def listening(database: Database) -> AsyncIterator[Heard]:
+async def listening(source: WakeSource) -> AsyncIterator[Heard]:
     heard = Heard()
-    source = NotifyWake(database.dsn, probe_seconds=0.2, timeout_seconds=2)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(source.run, heard.wake, heard.proven)
         await heard.until_proven()
@@ -57,9 +74,9 @@ async def listening(database: Database) -> AsyncIterator[Heard]:
         tasks.cancel_scope.cancel()
 
 
-async def test_an_insert_is_a_hint(database: Database) -> None:
+async def test_an_insert_is_a_hint(database: Database, source: WakeSource) -> None:
     queue = await Queue.open(database)
-    async with listening(database) as heard:
+    async with listening(source) as heard:
         before = heard.hints
         await queue.insert()
         await heard.until_hints(before + 1)
@@ -68,7 +85,7 @@ async def test_an_insert_is_a_hint(database: Database) -> None:
 
 async def test_a_large_insert_is_one_hint(database: Database) -> None:
     queue = await Queue.open(database)
-    async with listening(database) as heard:
+    async with listening(by_notify(database)) as heard:
         before = heard.hints
         await queue.insert(500)
         await heard.until_hints(before + 1)
@@ -76,10 +93,10 @@ async def test_a_large_insert_is_one_hint(database: Database) -> None:
     await queue.close()
 
 
-async def test_claims_and_settles_are_no_hints(database: Database) -> None:
+async def test_claims_and_settles_are_no_hints(database: Database, source: WakeSource) -> None:
     queue = await Queue.open(database)
     await queue.insert(3)
-    async with listening(database) as heard:
+    async with listening(source) as heard:
         before = heard.hints
         await queue.settle(await queue.claim("00000000-0000-0000-0000-000000000001"))
         await queue.insert()
@@ -88,9 +105,25 @@ async def test_claims_and_settles_are_no_hints(database: Database) -> None:
     await queue.close()
 
 
+async def test_a_task_that_may_go_on_now_is_a_hint(database: Database, source: WakeSource) -> None:
+    queue = await Queue.open(database)
+    (parent,) = await queue.insert()
+    tasks = await queue.claim(new_id())
+    await queue.sql.execute(
+        """insert into public.segmentation_results (project_id, kind, source_image_url, after)
+           select project_id, kind, source_image_url, id from public.segmentation_results where id = $1""",
+        parent,
+    )
+    async with listening(source) as heard:
+        before = heard.hints
+        await queue.settle(tasks)
+        await heard.until_hints(before + 1)
+    await queue.close()
+
+
 async def test_a_connection_that_is_cut_is_made_anew_and_a_look_follows(database: Database) -> None:
     sql = await database.connect()
-    async with listening(database) as heard:
+    async with listening(by_notify(database)) as heard:
         before = heard.hints
         await sql.execute(
             """select pg_terminate_backend(pid) from pg_stat_activity

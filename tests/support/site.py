@@ -30,7 +30,7 @@ COLUMNS = """id::text, kind, status, attempts, deaths, error, labels, metadata, 
 
 COUNT_ENDS = """
 create table public.ends (task_id uuid not null, status text not null);
-create function public.count_end() returns trigger language plpgsql as
+create function public.count_end() returns trigger language plpgsql security definer as
   $$ begin insert into public.ends values (new.id, new.status); return null; end $$;
 create trigger count_end after update of status on public.segmentation_results for each row
   when (new.status in ('done', 'error')) execute function public.count_end();

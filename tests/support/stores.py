@@ -32,8 +32,9 @@ class Queue:
     owner: Owner
 
     @classmethod
-    async def open(cls, database: Database) -> Queue:
-        store = PostgresStore(database.dsn)
+    async def open(cls, database: Database, store: TaskStore | None = None) -> Queue:
+        """`store`, not open yet, is the one on asyncpg when none is given."""
+        store = PostgresStore(database.dsn) if store is None else store
         await store.open()
         client = await TaskClient.connect(database.dsn)
         return cls(store, client, await database.connect(), await client.owner(None))
