@@ -60,6 +60,7 @@ class Claimer:
                     self._starved = True
                     continue
                 claimed = await self._ask(self._store.claim, kinds, room)
+                self._wake.found(claimed.tasks)
                 found, suspects = found or bool(claimed.tasks), suspects or claimed.suspects
                 due = min((each for each in (due, claimed.next_due_seconds) if each is not None), default=None)
                 works = self._hold(pool, claimed)

@@ -157,7 +157,7 @@ def _is_ours(name: str) -> bool:
 def _missing(values: Mapping[str, str]) -> list[str]:
     """What only the settings together can tell."""
     missing = []
-    if mistake := _mistake_in(values.get("DATABASE_URL")):
+    if mistake := _mistake_in_database(values):
         missing.append(mistake)
     r2 = ("R2_ENDPOINT", "R2_ACCESS_KEY_ID", "R2_SECRET_ACCESS_KEY")
     if "MASKD_BLOB_DIR" not in values and not all(name in values for name in r2):
@@ -167,10 +167,29 @@ def _missing(values: Mapping[str, str]) -> list[str]:
     return missing
 
 
+def _mistake_in_database(values: Mapping[str, str]) -> str | None:
+    """DATABASE_URL is enough, and so are an address and a key of Supabase."""
+    url, key = values.get("SUPABASE_URL"), values.get("SUPABASE_SERVICE_KEY")
+    if values.get("DATABASE_URL") or not (url or key):
+        return _mistake_in(values.get("DATABASE_URL"))
+    if not url or not key:
+        given, needed = ("SUPABASE_URL", "SUPABASE_SERVICE_KEY") if url else ("SUPABASE_SERVICE_KEY", "SUPABASE_URL")
+        return f"{given} needs {needed} beside it; or set DATABASE_URL instead of both"
+    try:
+        parts = urlsplit(url)
+        readable = parts.scheme in ("http", "https") and bool(parts.hostname) and "@" not in parts.netloc and parts.port != 0
+    except ValueError:
+        readable = False
+    return None if readable else "SUPABASE_URL must be the project's address (https://….supabase.co)"
+
+
 def _mistake_in(dsn: str | None) -> str | None:
     """What is wrong with DATABASE_URL, without its value."""
     if not dsn:
-        return "DATABASE_URL is missing: the Postgres that holds segmentation_results (postgresql://…)"
+        return (
+            "DATABASE_URL is missing: the Postgres that holds segmentation_results (postgresql://…);"
+            " maskd run also takes SUPABASE_URL and SUPABASE_SERVICE_KEY"
+        )
     if not dsn.startswith(("postgres:", "postgresql:")):
         return "DATABASE_URL must begin with postgresql://"
     return None if _is_readable(dsn) else "DATABASE_URL cannot be read: percent-encode the special characters of its password"
@@ -206,6 +225,16 @@ def database_url(environ: Mapping[str, str] | None = None, env_file: Path = Path
     if mistake := _mistake_in(url):
         raise ConfigurationError(mistake)
     return url
+
+
+def store_config(environ: Mapping[str, str] | None = None, env_file: Path = Path(".env")) -> Config:
+    """A configuration that says where the queue is and nothing else, for commands that need no more."""
+    found = {**dotenv_values(env_file), **dict(os.environ if environ is None else environ)}
+    names = ("DATABASE_URL", "SUPABASE_URL", "SUPABASE_SERVICE_KEY", "MASKD_DB_CA")
+    values = {name: value for name in names if (value := found.get(name))}
+    if mistake := _mistake_in_database(values):
+        raise ConfigurationError(mistake)
+    return Config.model_validate(values)
 
 
 def weights_settings(environ: Mapping[str, str] | None = None, env_file: Path = Path(".env")) -> tuple[Path, SecretStr | None]:

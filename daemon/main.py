@@ -12,7 +12,6 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -38,6 +37,7 @@ from daemon.session_routes import Access, SessionRoutes
 from daemon.session_setup import asks_of, desks_of, limits_of
 from daemon.sessions import Sessions
 from daemon.settle import Settler
+from daemon.stores import address, build_sources, build_store
 from daemon.wake import Wake
 from daemon.work import Held
 from daemon.write import Writer
@@ -47,8 +47,6 @@ from models.cache import EmbeddingCache
 from storage.base import BlobStore, ConfigurationError, SessionStore, UnavailableError
 from storage.files import FileBlobs
 from storage.memory import MemorySessions
-from storage.notify import NotifyWake
-from storage.postgres import PostgresStore, is_transaction_pooler
 from storage.r2 import R2Blobs
 
 log = structlog.get_logger(__name__)
@@ -80,9 +78,7 @@ class Daemon:
         self.blobs = blobs
         self.cache = cache
         self.stations: list[Station] = []
-        self.store = PostgresStore(
-            config.database_dsn(), timeout_seconds=config.database_timeout_seconds, ca_file=_text(config.db_ca)
-        )
+        self.store = build_store(config)
         key = config.api_secret_key
         access = Access(None if key is None else key.get_secret_value(), config.origins())
         self.sessions = Sessions(session_store, limits_of(config))
@@ -114,7 +110,7 @@ class Daemon:
                 templates = await self._open()
                 await self._try_blobs()
                 await self._try_sessions()
-                journal = Journal(self.state_dir, self.worker, self.config.database_dsn())
+                journal = Journal(self.state_dir, self.worker, address(self.config))
                 self.pipeline = Pipeline(assemble(self, templates, journal))
             if self.pipeline is None:
                 return  # told to stop before it began
@@ -192,7 +188,7 @@ class Daemon:
         while True:
             try:
                 await self.store.open()
-                await blame_the_dead(self.store, self.state_dir, self.config.database_dsn())
+                await blame_the_dead(self.store, self.state_dir, address(self.config))
                 return await self.store.key_templates()
             except UnavailableError as error:
                 log.warning("start.waiting", reason=str(error))
@@ -290,14 +286,12 @@ def assemble(daemon: Daemon, templates: list[str], journal: Journal) -> Parts:
     lease.kinds = tuple(sorted({kind for pool in pools.values() for kind in pool.kinds}))
     kinds = {name: pool.kinds for name, pool in pools.items()}
     lease.info = {"host": socket.gethostname(), "pid": os.getpid(), "version": version(), "pools": kinds}
-    dsn = config.database_dsn()
-    sources = [] if is_transaction_pooler(dsn) else [NotifyWake(dsn, ca_file=_text(config.db_ca))]
     return Parts(
         worker=daemon.worker,
         store=store,
         held=held,
         wake=wake,
-        sources=sources,
+        sources=build_sources(config),
         gate=gate,
         claimer=Claimer(store, daemon.worker, held, wake, gate, config.claim_max),
         fetcher=Fetcher(daemon.blobs, store, keys, templates, limits, asks_of(config)),
@@ -375,7 +369,3 @@ async def _extend_start(status: str) -> None:
 async def _probe(blobs: BlobStore) -> None:
     with anyio.fail_after(60):
         await anyio.to_thread.run_sync(blobs.probe, abandon_on_cancel=True)
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)

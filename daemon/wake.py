@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 import random
 import time
+from collections.abc import Sequence
 
 import anyio
 import structlog
 
 from daemon import metrics
-from storage.base import WakeSource
+from storage.base import Task, WakeSource
 
 log = structlog.get_logger(__name__)
 
@@ -30,6 +31,8 @@ class Wake:
         self._rung = anyio.Event()
         self._proven: dict[str, bool] = {}
         self._last_work = time.monotonic()
+        self._polled = False
+        self._sources: list[WakeSource] = []
 
     @property
     def mode(self) -> str:
@@ -46,12 +49,19 @@ class Wake:
         """There was work: the queue is not idle."""
         self._last_work = time.monotonic()
 
+    def found(self, tasks: Sequence[Task]) -> None:
+        """What a claim brought. When nobody had rung for it, the sources hear what they did not announce."""
+        if self._polled and tasks:
+            for source in self._sources:
+                source.polled(tasks)
+
     async def wait(self, next_due_seconds: float | None) -> None:
         """Until the bell rings, the next delayed row is due, or it is time to look anyway."""
-        with anyio.move_on_after(
-            min(self._interval(), math.inf if next_due_seconds is None else max(0.0, next_due_seconds) + 0.005)
-        ):
+        due = math.inf if next_due_seconds is None else max(0.0, next_due_seconds) + 0.005
+        interval = self._interval()
+        with anyio.move_on_after(min(interval, due)) as waited:
             await self._rung.wait()
+        self._polled = waited.cancelled_caught and interval < due
         self._rung = anyio.Event()
 
     def forget(self) -> None:
@@ -62,11 +72,13 @@ class Wake:
     async def run(self, source: WakeSource) -> None:
         """Serve one push source for ever."""
         self._proven[source.name] = False
+        self._sources.append(source)
 
         def proven(state: bool) -> None:
             if self._proven[source.name] != state:
                 self._proven[source.name] = state
                 log.info("wake.mode", source=source.name, proven=state, mode=self.mode)
+                self.ring()  # look now, and from now on as often as the mode asks
             metrics.set_mode(self.mode)
 
         await source.run(lambda: self.ring(source.name), proven)

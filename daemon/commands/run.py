@@ -41,7 +41,7 @@ def set_up_log(config: Config) -> None:
         config.redis_url,
     )
     secrets = [key.get_secret_value() for key in keys if key is not None]
-    urls = [config.database_dsn(), config.redis_url.get_secret_value() if config.redis_url is not None else ""]
+    urls = [url.get_secret_value() for url in (config.database_url, config.redis_url) if url is not None]
     for password in [urlsplit(url).password for url in urls]:
         if password is not None:
             secrets += [password, unquote(password)]

@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from daemon.config import database_url
-from storage.postgres import PostgresStore
+from daemon.config import store_config
+from daemon.stores import build_store
 
 
 def status(as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False) -> None:
@@ -31,7 +31,7 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="For scripts.")]
 
 
 async def _ask() -> dict[str, Any]:
-    store = PostgresStore(database_url())
+    store = build_store(store_config())
     await store.open()
     try:
         return await store.status()

@@ -8,8 +8,10 @@ import asyncpg
 import pytest
 
 from daemon.config import database_url, load
+from daemon.stores import address, build_sources, build_store
 from storage.base import ConfigurationError
-from storage.postgres import translate
+from storage.postgres import PostgresStore, translate
+from storage.supabase import SupabaseStore
 
 GOOD = {"DATABASE_URL": "postgresql://someone:hidden-word@db/x", "MASKD_BLOB_DIR": "/tmp/blobs"}
 NOWHERE = Path("/nonexistent/.env")
@@ -88,6 +90,36 @@ async def test_what_the_driver_does_not_understand_is_told_without_the_value(url
     assert isinstance(error, ConfigurationError)
     assert str(error).startswith("DATABASE_URL is not understood: ")
     assert "hidden" not in str(error)
+
+
+KEY = "sb_secret_hidden-word"
+SUPABASE = {"SUPABASE_URL": "https://ref.supabase.co", "SUPABASE_SERVICE_KEY": KEY, "MASKD_BLOB_DIR": "/tmp/blobs"}
+
+
+def test_an_address_and_a_key_of_supabase_are_enough_and_a_database_url_wins_over_them() -> None:
+    config = load(SUPABASE, NOWHERE)
+    assert isinstance(build_store(config), SupabaseStore)
+    assert [source.name for source in build_sources(config)] == ["realtime"]
+    assert address(config) == "https://ref.supabase.co"
+    assert KEY not in repr(config)
+    both = load({**SUPABASE, **GOOD}, NOWHERE)
+    assert isinstance(build_store(both), PostgresStore)
+    assert [source.name for source in build_sources(both)] == ["notify"]
+
+
+@pytest.mark.parametrize("given", ["SUPABASE_URL", "SUPABASE_SERVICE_KEY"])
+def test_one_without_the_other_is_told_by_name(given: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load({given: SUPABASE[given], "MASKD_BLOB_DIR": "/tmp/blobs"}, NOWHERE)
+    assert str(caught.value).startswith(f"{given} needs SUPABASE_")
+    assert "hidden-word" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["ref.supabase.co", "postgresql://db/x", "https://me:hidden-word@ref.supabase.co", "https://x:y"])
+def test_an_address_of_supabase_that_is_none_is_refused_without_showing_it(url: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load({**SUPABASE, "SUPABASE_URL": url}, NOWHERE)
+    assert str(caught.value) == "SUPABASE_URL must be the project's address (https://….supabase.co)"
 
 
 def test_secrets_do_not_print() -> None:
