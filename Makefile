@@ -5,6 +5,7 @@
 #   PIP_EXTRA_INDEX_URL=URL      another index for pip, such as PyTorch's own for its CPU builds
 #   ARGS='-k settle'             more arguments for pytest and the benchmarks
 #   KEEP=1                       leave the demo up until Ctrl-C
+#   WORKERS=0                    the tests one after the other, in one process
 #   TORCH=                       no torch for the tests: those of the export of networks are skipped, and say so
 
 SHELL := /bin/sh
@@ -13,6 +14,7 @@ PYTHON ?=
 ARGS ?=
 KEEP ?=
 TORCH ?= torch==2.13.0
+WORKERS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -64,7 +66,7 @@ demo: $(VENV)/.demo  ## photos in, masks out, on this machine alone: embedded Po
 	@$(BIN)/maskd demo $(if $(KEEP),--keep) $(ARGS)
 
 test: $(VENV)/.dev  ## all tests on a real Postgres (ARGS='-k words' picks)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 check: $(VENV)/.dev  ## format, lint and types
 	@failed=0; \
