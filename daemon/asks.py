@@ -6,7 +6,10 @@ Enters: a call. Leaves: its answer to whoever awaits it. Never more than so many
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable
+import itertools
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from daemon.lanes import Lane, Threads
@@ -25,12 +28,18 @@ class SupersededError(Exception):
 
 
 class Ask:
-    """One call. The loop sets `stopped`, the thread `begun`; what is stopped lets go of all that its call holds."""
+    """One call. The loop sets `stopped`, the thread `begun`, `lent` (it runs between the steps of something else) and `lending`
+    (a click runs between its own); what is stopped lets go of all that its call holds."""
 
-    __slots__ = ("begun", "call", "future", "hung", "stopped")
+    __slots__ = ("begun", "call", "future", "hung", "lend", "lending", "lent", "stopped", "threads", "timer")
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, threads: Threads, lend: Callable[[], object] | None) -> None:
         self.call: Call | None = call
+        self.threads = threads
+        self.lend = lend
+        self.lent = False
+        self.lending = False
+        self.timer: asyncio.TimerHandle | None = None
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.begun = False
         self.stopped = False
@@ -40,17 +49,24 @@ class Ask:
         """What the call gets as its `stop`."""
         if self.stopped:
             raise StoppedError
+        if self.lend is not None:
+            self.lending = True
+            self.lend()
+            self.lending = False
 
     def run(self) -> Any:
         """The answer or the exception; on a thread."""
         call = self.call
         if self.stopped or call is None:
             return StoppedError()
+        self.lent = self.threads.lent()
         self.begun = True
         try:
             return call(self.check)
         except Exception as error:
             return error
+        except BaseException as error:  # a panic in native code comes as one; the thread, and what lends it, must live on
+            return RuntimeError(f"{type(error).__name__}: {error}")
 
     def end(self, error: Exception | None = None) -> None:
         """Nobody wants it any more; who awaits it gets `error`."""
@@ -70,32 +86,66 @@ class Asks:
         self._hung_seconds = hung_seconds
         self._asks: set[Ask] = set()
         self._newest: dict[Hashable, Ask] = {}
+        self._numbers: dict[Hashable, int] = {}
+        self._count = itertools.count(1)
         self.on_free: Callable[[], None] = lambda: None
         self.on_hung: Callable[[], None] = lambda: None
         self.on_back: Callable[[], None] = lambda: None
         self.on_lost: Callable[[DeviceLostError], None] = lambda error: None
 
     def __len__(self) -> int:
-        return len(self._asks)
+        """How many need a thread of their own."""
+        return sum(not ask.lent for ask in self._asks)
 
-    async def ask(self, call: Callable[[Stop], Answer], seconds: float, lane: Lane, key: Hashable = None) -> Answer:
-        """What `call(stop)` answers or raises; cancelled, it is not begun any more, or told to stop.
+    @property
+    def hung_on_lent_threads(self) -> int:
+        """How many hang between the steps of something else."""
+        return sum(ask.hung and ask.lent for ask in self._asks)
+
+    @contextmanager
+    def arrived(self, key: Hashable) -> Iterator[int]:
+        """Say when a request has come, whatever it must wait for before it asks: a number for `ask`, by which it is seen which of
+        two with one `key` is the newer."""
+        number = next(self._count)
+        if key is None:
+            yield number
+            return
+        self._numbers[key] = number
+        try:
+            yield number
+        finally:
+            if self._numbers.get(key) == number:
+                del self._numbers[key]
+
+    async def ask(
+        self,
+        call: Callable[[Stop], Answer],
+        seconds: float,
+        lane: Lane,
+        key: Hashable = None,
+        number: int | None = None,
+        lend: Callable[[], object] | None = None,
+    ) -> Answer:
+        """What `call(stop)` answers or raises; cancelled, it is not begun any more, or told to stop. `lend` is called at each
+        `stop()`.
 
         TimeoutError after `seconds`, waiting included; BusyError at once; SupersededError when, before this one began, a newer
         one came with the same `key`.
         """
+        if number is not None and self._numbers.get(key, number) > number:
+            raise SupersededError
         older = self._newest.get(key) if key is not None else None
         if older is not None and not older.begun:
             older.end(SupersededError())
             self._asks.discard(older)
         if len(self._asks) >= self._most:
             raise BusyError
-        ask = Ask(call)
+        ask = Ask(call, self._threads, lend)
         self._asks.add(ask)
         if key is not None:
             self._newest[key] = ask
-        hung = asyncio.get_running_loop().call_later(seconds + self._hung_seconds, self._hung, ask)
-        self._threads.submit(ask.run, lambda answer: self._answered(ask, hung, answer), lane)
+        ask.timer = asyncio.get_running_loop().call_later(seconds + self._hung_seconds, self._hung, ask)
+        self._threads.submit(ask.run, partial(self._answered, ask), lane)
         try:
             async with asyncio.timeout(seconds):
                 answer: Answer = await ask.future
@@ -110,8 +160,9 @@ class Asks:
                 self._asks.discard(ask)
                 self.on_free()
 
-    def _answered(self, ask: Ask, hung: asyncio.TimerHandle, answer: Any) -> None:
-        hung.cancel()
+    def _answered(self, ask: Ask, answer: Any) -> None:
+        if ask.timer is not None:
+            ask.timer.cancel()
         if ask.hung:
             self.on_back()
         self._asks.discard(ask)
@@ -125,6 +176,8 @@ class Asks:
         self.on_free()
 
     def _hung(self, ask: Ask) -> None:
-        if ask.begun and ask in self._asks:
+        if ask.lending:  # a click that hangs in it is counted by itself: a thread is lost but once
+            ask.timer = asyncio.get_running_loop().call_later(self._hung_seconds, self._hung, ask)
+        elif ask.begun and ask in self._asks:
             ask.hung = True
             self.on_hung()

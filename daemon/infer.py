@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -27,6 +28,7 @@ from models.base import DeviceLostError, Models, Role, Stop, StoppedError
 
 log = structlog.get_logger(__name__)
 
+LENT_SECONDS_MIN = 0.001
 Answer = Result | Exception
 Asked = TypeVar("Asked")
 
@@ -74,18 +76,22 @@ class Running:
 
     def take_lent(self) -> float:
         """Seconds since the last time that this was asked which clicks took of the thread, one that still does included."""
-        since = self.lending_since
-        lent = self.lent_seconds + (0.0 if since is None else time.monotonic() - since)
-        self.lent_seconds = 0.0
-        return lent
+        since, now = self.lending_since, time.monotonic()
+        lent, self.lent_seconds = self.lent_seconds, 0.0
+        if since is not None:
+            lent += now - since
+            self.lending_since = now
+        return lent if lent >= LENT_SECONDS_MIN else 0.0
 
     def stop(self) -> None:
         """Handlers call this between steps; it raises once nobody wants any of the batch."""
         if all(work.stopped for work in self.works):
             raise StoppedError
         self.lending_since = time.monotonic()
-        self.lent_seconds += self.between()
-        self.lending_since = None
+        spent = self.between()
+        since, self.lending_since = self.lending_since, None
+        if spent and since is not None:
+            self.lent_seconds += time.monotonic() - since
 
 
 class Pool:
@@ -159,19 +165,20 @@ class Pool:
         seconds: float,
         lane: Lane = Lane.CLICK,
         key: Hashable = None,
+        number: int | None = None,
     ) -> Asked:
         """What `call(stop)` answers on one of the pool's threads, before batches; `roles` are those it uses. See `Asks.ask`."""
 
-        def run(check: Stop) -> Asked:
-            def stop() -> None:
-                check()
-                if lane is not Lane.CLICK:
-                    self._between()
-
+        def run(stop: Stop) -> Asked:
             self.models.make_room(roles, self.models)
             return call(stop)
 
-        return await self._asks.ask(run, seconds, lane, key)
+        lend = None if lane is Lane.CLICK else self._between
+        return await self._asks.ask(run, seconds, lane, key, number, lend)
+
+    def arrived(self, key: Hashable) -> AbstractContextManager[int]:
+        """A request has come, and may have to wait before it asks; see `Asks.arrived`."""
+        return self._asks.arrived(key)
 
     def kick(self) -> None:
         """Start as many batches as there are threads that nothing else runs or waits for."""
@@ -286,18 +293,21 @@ class Pool:
             self.on_answers(running.works, answers)
 
     def _overdue(self, running: Running) -> None:
-        if (lent := running.take_lent()) > 0:
+        lent = running.take_lent()
+        hung = self._asks.hung_on_lent_threads > 0 and running.lending_since is not None
+        if lent > 0 and not hung:
             running.timer = asyncio.get_running_loop().call_later(lent, self._overdue, running)
             return
         running.overdue = True
-        running.lost = running.on
+        running.lost = None if hung else running.on  # a thread that hangs in a click is counted by the click
         log.error(
             "infer.overdue", pool=self.name, tasks=[work.task.id for work in running.works], kind=running.works[0].task.kind
         )
         self.on_answers(running.works, [TimedOutError(alone=len(running.works) == 1) for _ in running.works])
         for work in running.works:
             work.stopped = True
-        self._lose(running.on)
+        if running.lost is not None:
+            self._lose(running.lost)
 
     def _lose(self, threads: Threads) -> None:
         """One more thread hangs."""

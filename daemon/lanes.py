@@ -36,6 +36,7 @@ class Threads:
         self.lost = 0
         self._lanes: tuple[deque[Call], ...] = tuple(deque() for _ in Lane)
         self._turns: SimpleQueue[None] = SimpleQueue()
+        self._here = threading.local()
         self._loop = asyncio.get_running_loop()
         for number in range(count):
             threading.Thread(target=self._serve, name=f"{name}-{number}", daemon=True).start()
@@ -52,9 +53,15 @@ class Threads:
         if not self._lanes[Lane.CLICK]:
             return 0.0
         began = time.monotonic()
+        self._here.lent = True
         while self._lanes[Lane.CLICK] and self._take(self._lanes[:1]):
             pass
+        self._here.lent = False
         return time.monotonic() - began
+
+    def lent(self) -> bool:
+        """Whether the thread that asks makes a click's call between two steps of something else."""
+        return bool(getattr(self._here, "lent", False))
 
     def _serve(self) -> None:
         going = True

@@ -193,6 +193,11 @@ class Sessions:
     async def predict(self, session_id: str, body: PredictBody) -> dict[str, Any]:
         """The masks that a prompt means, best first. Raises RejectedError, SessionError."""
         desk = self.desk(Role.VISUAL)
+        key = None if body.supersede is None else (session_id, body.supersede)
+        with desk.pool.arrived(key) as number:
+            return await self._predicted(desk, session_id, body, key, number)
+
+    async def _predicted(self, desk: Desk, session_id: str, body: PredictBody, key: Hashable, number: int) -> dict[str, Any]:
         facts = await self.facts(session_id)
         make = partial(prompt_of, body, facts.size_wh)
         prompt = make() if body.mask is None else await self.in_thread(make)
@@ -204,8 +209,7 @@ class Sessions:
             (later,) = desk.model.segment([VisualQuestion(embedding, prompt, body.multimask)], stop)
             return later, cached
 
-        key = None if body.supersede is None else (session_id, body.supersede)
-        later, cached = await self.ask(desk, look, key=key)
+        later, cached = await self.ask(desk, look, key=key, number=number)
         masks = await self.in_thread(lambda: answers(later(), facts.size_wh, body.format))
         return {"masks": masks, "engine": desk.model.engine, "model_id": desk.model.model_id, "embedding_cached": cached}
 
@@ -261,10 +265,12 @@ class Sessions:
         seconds: float | None = None,
         lane: Lane = Lane.CLICK,
         key: Hashable = None,
+        number: int | None = None,
     ) -> Answer:
         """What a call on the pool's thread answers; SessionError when it is full, too slow, or this ask is superseded."""
         try:
-            return await desk.pool.ask(frozenset({desk.role}), call, seconds or self.limits.timeout_seconds, lane, key)
+            seconds = seconds or self.limits.timeout_seconds
+            return await desk.pool.ask(frozenset({desk.role}), call, seconds, lane, key, number)
         except BusyError:
             raise busy() from None
         except SupersededError:

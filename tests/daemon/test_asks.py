@@ -242,3 +242,79 @@ async def test_a_device_that_is_lost_in_an_ask_ends_the_pool() -> None:
     with pytest.raises(DeviceLostError):
         await line.pool.ask(NO_ROLES, fail, 20.0)
     assert isinstance(line.died_of, DeviceDiedError)
+
+
+async def test_a_panic_in_a_click_is_its_own_and_spares_the_batch_that_lent_its_thread() -> None:
+    asked = threading.Event()
+
+    def run(items: Sequence[Any], models: Models, stop: Stop) -> list[Any]:
+        line.begun.set()
+        asked.wait(20)
+        stop()
+        return list(items)
+
+    class Panic(BaseException):
+        pass
+
+    def panic(stop: Stop) -> None:
+        raise Panic("index out of bounds")
+
+    line = Line(run)
+    line.put("last")
+    await anyio.to_thread.run_sync(line.begun.wait, 20)
+    async with anyio.create_task_group() as tasks:
+
+        async def ask() -> None:
+            with pytest.raises(RuntimeError, match="Panic"):
+                await line.pool.ask(NO_ROLES, panic, 20.0)
+
+        tasks.start_soon(ask)
+        await line.waiting(1)
+        asked.set()
+    with anyio.fail_after(10):
+        await line.done.wait()
+    assert await line.ask("next") == "next"
+
+
+async def test_a_click_that_hangs_between_steps_costs_its_thread_once_and_the_row_is_not_held_for_ever() -> None:
+    asked = threading.Event()
+    answers: list[Any] = []
+
+    def run(items: Sequence[Any], models: Models, stop: Stop) -> list[Any]:
+        if items == ["host"]:
+            line.begun.set()
+            asked.wait(20)
+            stop()
+        return list(items)
+
+    line = Line(run, timeout_seconds=0.2)
+    line.pool.on_answers = lambda works, given: answers.extend(given)
+    line.put("host")
+    await anyio.to_thread.run_sync(line.begun.wait, 20)
+    async with anyio.create_task_group() as tasks:
+
+        async def ask() -> None:
+            with pytest.raises(TimeoutError):
+                await line.pool.ask(NO_ROLES, lambda stop: line.go_on.wait(20), 0.2)
+
+        tasks.start_soon(ask)
+        await line.waiting(1)
+        asked.set()
+    with anyio.fail_after(10):
+        await line.dead.wait()
+        while not answers:
+            await anyio.lowlevel.checkpoint()
+    assert (line.pool.lost, type(answers[0]).__name__) == (1, "TimedOutError")
+    line.go_on.set()
+    with anyio.fail_after(10):
+        while line.pool.lost:
+            await anyio.lowlevel.checkpoint()
+
+
+async def test_of_two_requests_the_one_that_came_later_counts_however_long_it_takes_to_ask() -> None:
+    line = Line()
+    with line.pool.arrived("word") as older, line.pool.arrived("word") as newer:
+        with pytest.raises(SupersededError):
+            await line.pool.ask(NO_ROLES, lambda stop: "old", 20.0, Lane.CLICK, "word", older)
+        assert await line.pool.ask(NO_ROLES, lambda stop: "new", 20.0, Lane.CLICK, "word", newer) == "new"
+    assert await line.ask("next", key="word") == "next"
