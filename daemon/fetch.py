@@ -257,10 +257,13 @@ def params_of(text: str | bytes) -> Mapping[str, Any]:
         return NOTHING
     try:
         params = orjson.loads(text)
-    except (RecursionError, ValueError) as error:  # nested too deep, or a number of too many digits
-        raise RejectedError(
-            "params_invalid", "params cannot be read: lists or numbers in it go too deep; simplify it."
-        ) from error
+    except (RecursionError, ValueError) as error:
+        reason = str(error).partition(": line ")[0]
+        if isinstance(error, RecursionError) or reason.startswith(("depth limit", "number is infinity")):
+            sentence = "params cannot be read: lists or numbers in it go too deep; simplify it."
+        else:
+            sentence = f"This is not valid JSON: {reason}."
+        raise RejectedError("params_invalid", sentence) from error
     if not isinstance(params, dict):
         raise RejectedError("params_invalid", "params must be a JSON object.")
     return params

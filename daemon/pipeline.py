@@ -158,13 +158,16 @@ class Pipeline:
             log.warning("drain.not_signed_off", reason=str(error))
 
     def _watch_callbacks(self) -> None:
-        """An exception in a callback of the event loop is a crash like any other."""
+        """An exception in a callback of the event loop is a crash like any other, but not a connection's complaint that it was
+        lost: whoever uses it is told so too, and the gate looks by itself."""
         loop = asyncio.get_running_loop()
         self._failed = loop.create_future()
 
         def handler(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
             error = context.get("exception")
-            if isinstance(error, Exception):
+            if isinstance(error, OSError):
+                log.warning("loop.connection_lost", message=context.get("message"), reason=str(error))
+            elif isinstance(error, Exception):
                 self._fail(error)
             else:
                 log.warning("loop.complaint", message=context.get("message"))

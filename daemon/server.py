@@ -20,6 +20,7 @@ import structlog
 from aiohttp import web
 from prometheus_client.aiohttp import make_aiohttp_handler
 
+from daemon.log import hashed
 from daemon.session_routes import LOOPBACK, Access, Handler, SessionRoutes, counted, cross_origin, is_foreign
 from daemon.sessions import SessionError
 from handlers.base import RejectedError
@@ -28,7 +29,15 @@ from storage.base import ConfigurationError, InvalidImageError, UnavailableError
 log = structlog.get_logger(__name__)
 
 Health = Callable[[], dict[str, Any]]
-RELAYED = ("X-Forwarded-For", "Forwarded")
+RELAYED = (
+    "Forwarded",
+    "X-Forwarded-For",
+    "X-Forwarded-Host",
+    "X-Forwarded-Proto",
+    "X-Real-IP",
+    "Via",
+    "CF-Connecting-IP",
+)
 STOP_SECONDS = 5.0
 LINGER_SECONDS = 2.0
 """What a client still sends after it was refused is thrown away for so long, so that it reads the answer."""
@@ -174,14 +183,21 @@ async def _answered(request: web.Request, handler: Handler, request_id: str) -> 
         headers = {} if retry is None else {"Retry-After": str(math.ceil(retry))}
         return _error(STATUS.get(error.code, 400), error.code, error.message, request_id, headers)
     except UnavailableError as error:
-        log.warning("server.unavailable", path=request.path, request_id=request_id, reason=str(error))
+        log.warning("server.unavailable", **_place(request), request_id=request_id, reason=str(error))
         message = "Something that maskd needs does not answer; try again soon."
         return _error(503, "unavailable", message, request_id, {"Retry-After": "1"})
     except web.HTTPException as error:
         return _error(error.status, HTTPStatus(error.status).phrase.lower().replace(" ", "_"), error.reason, request_id)
     except Exception:
-        log.exception("server.failed", path=request.path, request_id=request_id)
+        log.exception("server.failed", **_place(request), request_id=request_id)
         return _error(500, "internal", "Something went wrong inside maskd; the log says what under this request id.", request_id)
+
+
+def _place(request: web.Request) -> dict[str, str]:
+    """What was asked for, without the id of a session, which opens it."""
+    resource, session_id = request.match_info.route.resource, request.match_info.get("id")
+    place = {"path": "(none)" if resource is None else resource.canonical}
+    return place if session_id is None else place | {"session": hashed(session_id)}
 
 
 def _name_of(request: web.Request) -> str:

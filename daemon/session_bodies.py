@@ -33,7 +33,7 @@ class MaskGiven(Strict):
 class PredictBody(Strict):
     """POST /session/{id}/predict. `mask` is the mask_ref of an earlier answer, or run lengths."""
 
-    points: list[AnyPoint] = Field(default_factory=list)
+    points: Annotated[list[AnyPoint], Field(fail_fast=True)] = Field(default_factory=list)
     box: Box | None = None
     mask: str | MaskGiven | None = None
     multimask: bool | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import anyio
@@ -16,8 +16,9 @@ import structlog
 from anyio.abc import TaskGroup
 
 from daemon.lanes import Lane
+from daemon.log import hashed
 from daemon.session_masks import listed, packed, smallest_at
-from daemon.sessions import Desk, Facts, SessionError, Sessions, busy
+from daemon.sessions import Desk, Facts, SessionError, Sessions, busy, unknown
 from handlers._rle import segmentation
 from handlers.base import RejectedError, Request
 from handlers.segment_everything import EverythingParams, options_of, parse
@@ -28,15 +29,20 @@ log = structlog.get_logger(__name__)
 
 STATE, MASKS = "everything", "masks"
 TELL_EVERY_SECONDS = 1.0
+LEAVE_SECONDS = 2.0
+"""What saying that a run is over may take when the daemon ends."""
 RUNS_PER_WAITING = 4
 """Of as many asks as may wait one in so many may be for everything: the rest is for clicks."""
 
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """One that is under way here; the engine's thread sets `progress`."""
+    """One that is under way here, or about to be: until `decided` it only keeps others of its session waiting. The engine's
+    thread sets `progress`."""
 
-    scope: anyio.CancelScope
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    decided: anyio.Event = field(default_factory=anyio.Event)
+    begun: bool = False
     progress: float = 0.0
 
 
@@ -59,23 +65,42 @@ class Everything:
         """Begin, unless it is under way or done in the same way already; how far it is."""
         desk = self._sessions.desk(Role.EVERYTHING)
         wish = parse(Request("segment_everything", None, None, params), self._sessions.limits.asks).params
+        asked = wish.model_dump(exclude_none=True)
+        while (ahead := self._runs.get(session_id)) is not None:
+            await ahead.decided.wait()
+            state = await self._state(session_id)
+            if _stands(state, asked):
+                return self._told(session_id, state)
+        run = self._runs[session_id] = Run()
+        try:
+            state = await self._begin(session_id, run, desk, wish, asked)
+        finally:
+            run.decided.set()
+            if not run.begun:
+                self._leave(session_id, run)
+        return self._told(session_id, state)
+
+    async def _begin(
+        self, session_id: str, run: Run, desk: Desk, wish: EverythingParams, asked: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Start it in its place, which `run` holds, unless there is nothing to do; the state."""
         facts = await self._sessions.facts(session_id)
         state = await self._state(session_id)
-        asked = wish.model_dump(exclude_none=True)
-        if state["status"] == "running" or (state["status"] == "done" and state["asked"] == asked):
-            return self._told(session_id, state)
-        if len(self._runs) >= max(self._sessions.limits.waiting_max // RUNS_PER_WAITING, 1):
+        if _stands(state, asked):
+            return state
+        if sum(other.begun for other in self._runs.values()) >= max(self._sessions.limits.waiting_max // RUNS_PER_WAITING, 1):
             raise busy()
         assert self._tasks is not None, "everything is run by the daemon"
-        self._runs[session_id] = Run(anyio.CancelScope())
+        run.begun = True
         state = {"status": "running", "asked": asked, "until": self._clock() + 2 * self._sessions.limits.everything_seconds}
         try:
-            await self._write(session_id, STATE, json.dumps(state).encode())
+            if not await self._write(session_id, STATE, json.dumps(state).encode()):
+                raise unknown()
+            self._tasks.start_soon(self._look, session_id, run, desk, facts, wish, state)
         except BaseException:
-            del self._runs[session_id]
+            run.begun = False
             raise
-        self._tasks.start_soon(self._look, session_id, desk, facts, wish, state)
-        return self._told(session_id, state)
+        return state
 
     async def status(self, session_id: str) -> dict[str, Any]:
         """none, running, done or failed, with the share that is done and the number of masks."""
@@ -104,9 +129,10 @@ class Everything:
         if session_id in self._runs:
             self._runs[session_id].scope.cancel()
 
-    async def _look(self, session_id: str, desk: Desk, facts: Facts, wish: EverythingParams, state: dict[str, Any]) -> None:
-        """Find all masks and store them; whatever goes wrong is the session's end state, and in the log."""
-        run = self._runs[session_id]
+    async def _look(
+        self, session_id: str, run: Run, desk: Desk, facts: Facts, wish: EverythingParams, state: dict[str, Any]
+    ) -> None:
+        """Find all masks and store them; whatever goes wrong is the session's end state, and in the log. Raises nothing."""
         ended: dict[str, Any] = {"status": "failed", "asked": state["asked"]}
         try:
             with run.scope:
@@ -116,12 +142,26 @@ class Everything:
                     tasks.cancel_scope.cancel()
                 await self._write(session_id, MASKS, await self._sessions.in_thread(lambda: packed(masks, facts.size_wh)))
                 ended |= {"status": "done", "count": len(masks)}
+        except anyio.get_cancelled_exc_class():  # the daemon ends: whoever asks another one need not wait for `until`
+            with anyio.move_on_after(LEAVE_SECONDS, shield=True):
+                await self._write_or_log(session_id, ended)
+            raise
         except Exception as error:
-            log.error("session.everything_failed", session_id=session_id, exc_info=error)
+            log.error("session.everything_failed", session=hashed(session_id), exc_info=error)
         finally:
-            del self._runs[session_id]
+            self._leave(session_id, run)
         if not run.scope.cancelled_caught:
             await self._write_or_log(session_id, ended)
+
+    def _leave(self, session_id: str, run: Run) -> None:
+        """Its place is free, unless somebody else has taken it."""
+        if self._runs.get(session_id) is run:
+            del self._runs[session_id]
+
+    def _here(self, session_id: str) -> Run | None:
+        """What is under way here."""
+        run = self._runs.get(session_id)
+        return run if run is not None and run.begun else None
 
     async def _masks(self, session_id: str, desk: Desk, facts: Facts, wish: EverythingParams, run: Run) -> list[Mask]:
         """The masks of the image that are not empty."""
@@ -151,16 +191,15 @@ class Everything:
 
     async def _state(self, session_id: str) -> dict[str, Any]:
         await self._sessions.facts(session_id)
-        data = await self._sessions.store.read(session_id, STATE)
-        state: dict[str, Any] = {"status": "none"} if data is None else json.loads(data)
-        if state["status"] == "running" and session_id not in self._runs and state["until"] < self._clock():
+        state = _read(await self._sessions.store.read(session_id, STATE))
+        if state["status"] == "running" and self._here(session_id) is None and state["until"] < self._clock():
             return {"status": "failed", "asked": state["asked"]}  # the daemon that ran it is gone
         return state
 
     def _told(self, session_id: str, state: Mapping[str, Any]) -> dict[str, Any]:
         progress = 1.0 if state["status"] == "done" else 0.0
         if state["status"] == "running":
-            run = self._runs.get(session_id)
+            run = self._here(session_id)
             progress = state.get("progress", 0.0) if run is None else round(run.progress, 3)
         return {"status": state["status"], "progress": progress, "count": state.get("count")}
 
@@ -186,5 +225,25 @@ class Everything:
         try:
             return await self._sessions.store.write(session_id, STATE, json.dumps(state).encode())
         except (UnavailableError, ConfigurationError, SessionsFullError) as error:
-            log.warning("session.state_unwritten", session_id=session_id, reason=str(error))
-            return True
+            log.warning("session.state_unwritten", session=hashed(session_id), reason=str(error))
+        except Exception:
+            log.exception("session.state_unwritten", session=hashed(session_id))
+        return True
+
+
+def _stands(state: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    """Whether there is nothing to start: it is under way, or done in the same way already."""
+    return bool(state["status"] == "running" or (state["status"] == "done" and state["asked"] == asked))
+
+
+def _read(data: bytes | None) -> dict[str, Any]:
+    """A state as it was written; what somebody else has written there is none."""
+    none: dict[str, Any] = {"status": "none"}
+    if data is None:
+        return none
+    try:
+        state = json.loads(data)
+        known = state["status"] in ("done", "failed") or (state["status"] == "running" and state["until"] >= 0)
+        return state if known and "asked" in state else none
+    except (ValueError, TypeError, KeyError):
+        return none

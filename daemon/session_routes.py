@@ -9,32 +9,43 @@ import asyncio
 import hmac
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from aiohttp import BodyPartReader, MultipartReader, web
+from aiohttp import BodyPartReader, MultipartReader, StreamReader, web
 
 from daemon import metrics
 from daemon.fetch import params_of
 from daemon.session_bodies import ImageBody, prompt_body
 from daemon.session_everything import Everything
-from daemon.sessions import SessionError, Sessions
+from daemon.sessions import SessionError, Sessions, busy
 from daemon.tickets import is_good
 from handlers._params import read
 from handlers.base import RejectedError
+from models.base import Role
 from storage.base import InvalidImageError
 from storage.blobs import too_large
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Read = TypeVar("Read")
 Reply = Callable[[web.Request], Awaitable[web.Response]]
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 JSON_BYTES_MAX = 1_000_000
 FRAME_BYTES = 100_000
 """What a multipart body may have around its file."""
+PARTS_MAX = 10
+CHUNK_BYTES = 1 << 16
+LINES_AT_ONCE = 100
 UPLOAD_SECONDS_MAX = 120
+BODY_SECONDS_MAX = 30
+BODIES_MAX = 64
+"""Of JSON that may be on their way in at once."""
+IN_THREAD_BYTES = 1 << 16
+"""Longer JSON is read and validated beside the event loop."""
 SESSION_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, POST, DELETE",
@@ -72,6 +83,7 @@ class SessionRoutes:
         self._sessions = sessions
         self._everything = everything
         self._access = access
+        self._bodies = 0
 
     def add_to(self, app: web.Application) -> None:
         """Every method and path of sessions; `openapi.json` says the same."""
@@ -102,7 +114,7 @@ class SessionRoutes:
         try:
             async with asyncio.timeout(UPLOAD_SECONDS_MAX):
                 if request.content_type == "application/json":
-                    body = read(ImageBody, params_of(await _bytes(request, JSON_BYTES_MAX)))
+                    body = await self._json(request, lambda values: read(ImageBody, values))
                 elif request.content_type == "multipart/form-data":
                     return await _file(request, self._sessions.limits.bytes_max)
                 else:
@@ -135,14 +147,44 @@ class SessionRoutes:
     async def _predict(self, request: web.Request) -> web.Response:
         began = time.perf_counter()
         session_id = _id(request)
-        body = prompt_body(params_of(await _bytes(request, JSON_BYTES_MAX)), self._sessions.limits.asks)
+        await self._know(session_id, Role.VISUAL)
+        body = await self._json(request, lambda values: prompt_body(values, self._sessions.limits.asks))
         found = await self._sessions.predict(session_id, body)
         return web.json_response(found | {"time_ms": _ms_since(began)})
 
     async def _everything_of(self, request: web.Request) -> web.Response:
         session_id = _id(request)
-        params = params_of(await _bytes(request, JSON_BYTES_MAX) or b"{}")
+        await self._know(session_id, Role.EVERYTHING)
+        params = await self._json(request, lambda values: values, empty=b"{}")
         return web.json_response(await self._everything.start(session_id, params), status=202)
+
+    async def _know(self, session_id: str, role: Role) -> None:
+        """Nothing is read for who has no session here."""
+        self._sessions.desk(role)
+        await self._sessions.facts(session_id)
+
+    async def _json(self, request: web.Request, make: Callable[[Mapping[str, Any]], Read], empty: bytes = b"") -> Read:
+        """What is made of a JSON object, which has to come in time."""
+        with self._reading():
+            try:
+                async with asyncio.timeout(BODY_SECONDS_MAX):
+                    data = await _bytes(request, JSON_BYTES_MAX) or empty
+            except TimeoutError:
+                raise SessionError("upload_timeout", f"The body did not arrive within {BODY_SECONDS_MAX} seconds.") from None
+            if len(data) <= IN_THREAD_BYTES:
+                return make(params_of(data))
+            return await self._sessions.in_thread(lambda: make(params_of(data)))
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """One of the bodies that come in at a time."""
+        if self._bodies >= BODIES_MAX:
+            raise busy()
+        self._bodies += 1
+        try:
+            yield
+        finally:
+            self._bodies -= 1
 
     async def _mask(self, request: web.Request) -> web.Response:
         found = await self._everything.mask_at(_id(request), _number(request, "x"), _number(request, "y"))
@@ -216,7 +258,7 @@ def _number(request: web.Request, name: str) -> float:
 async def _bytes(request: web.Request, bytes_max: int) -> bytes:
     """The body of a request of JSON, read no further than it may be long."""
     body = bytearray()
-    async for chunk in request.content.iter_chunked(1 << 16):
+    async for chunk in request.content.iter_chunked(CHUNK_BYTES):
         body += chunk
         if len(body) > bytes_max:
             raise SessionError("body_too_large", f"The body may have {bytes_max} bytes.")
@@ -228,29 +270,78 @@ async def _file(request: web.Request, bytes_max: int) -> bytes:
     if (request.content_length or 0) > bytes_max + FRAME_BYTES:
         raise too_large(request.content_length or 0, bytes_max)
     try:
-        return await _part(await request.multipart(), bytes_max)
+        return await _only_file(Framed(request.content), request, bytes_max)
     except (InvalidImageError, RejectedError, TimeoutError, OSError):
         raise
     except Exception as error:  # what the parser raises has no common parent
         raise RejectedError("params_invalid", "The multipart body cannot be read.") from error
 
 
-async def _part(reader: MultipartReader, bytes_max: int) -> bytes:
-    rest = FRAME_BYTES
+class Framed:
+    """The content of a multipart body, of which little may be anything but its file: boundaries, headers, other fields."""
+
+    def __init__(self, content: StreamReader) -> None:
+        self._content = content
+        self._bytes = 0
+        self._lines = 0
+        self.file_bytes = 0
+
+    async def read(self, most: int = -1) -> bytes:
+        return self._seen(await self._content.read(most))
+
+    async def readline(self, **options: Any) -> bytes:
+        self._lines += 1
+        if self._lines % LINES_AT_ONCE == 0:
+            await asyncio.sleep(0)  # lines that are here already are read without a pause
+        return self._seen(await self._content.readline(**options))
+
+    def at_eof(self) -> bool:
+        return self._content.at_eof()
+
+    def unread_data(self, data: bytes) -> None:
+        self._bytes -= len(data)
+        self._content.unread_data(data)
+
+    def check(self, ahead: int = 0) -> None:
+        """Raise RejectedError when the frame is too long; `ahead` bytes may be the file's."""
+        if self._bytes - self.file_bytes > FRAME_BYTES + ahead:
+            raise RejectedError("params_invalid", f"The body has more than {FRAME_BYTES} bytes beside its file.")
+
+    def _seen(self, data: bytes) -> bytes:
+        self._bytes += len(data)
+        self.check(ahead=4 * CHUNK_BYTES)
+        return data
+
+
+async def _only_file(framed: Framed, request: web.Request, bytes_max: int) -> bytes:
+    content: Any = framed
+    reader, parts, found = MultipartReader(request.headers, content), 0, None
     while (part := await reader.next()) is not None:
-        if not isinstance(part, BodyPartReader):
-            break
-        wanted, body = part.name == "file", bytearray()
-        while chunk := await part.read_chunk(1 << 16):
-            if wanted:
-                body += chunk
-                if len(body) > bytes_max:
-                    raise too_large(len(body), bytes_max)
-            elif (rest := rest - len(chunk)) < 0:
-                raise RejectedError("params_invalid", "Fields other than file are too long.")
-        if wanted:
-            return bytes(body)
-    raise RejectedError("params_invalid", 'The multipart body needs one image, in a field called "file".')
+        parts += 1
+        if parts > PARTS_MAX or not isinstance(part, BodyPartReader):
+            raise RejectedError("params_invalid", f"The multipart body may have {PARTS_MAX} fields, one of them the file.")
+        if part.name != "file":
+            while await part.read_chunk(CHUNK_BYTES):
+                framed.check(ahead=CHUNK_BYTES)
+        elif found is not None:
+            raise RejectedError("params_invalid", 'There are two fields called "file"; send one image.')
+        else:
+            found = await _part(part, framed, bytes_max)
+        framed.check()
+        await asyncio.sleep(0)
+    if found is None:
+        raise RejectedError("params_invalid", 'The multipart body needs one image, in a field called "file".')
+    return found
+
+
+async def _part(part: BodyPartReader, framed: Framed, bytes_max: int) -> bytes:
+    body = bytearray()
+    while chunk := await part.read_chunk(CHUNK_BYTES):
+        body += chunk
+        framed.file_bytes = len(body)
+        if len(body) > bytes_max:
+            raise too_large(len(body), bytes_max)
+    return bytes(body)
 
 
 def _ms_since(began: float) -> float:

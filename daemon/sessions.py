@@ -227,7 +227,7 @@ class Sessions:
         data = await self.store.read(session_id, FACTS)
         if data is None:
             raise unknown()
-        return Facts(**json.loads(data))
+        return _facts(data)
 
     async def embedding_of(
         self, desk: Desk, session_id: str, facts: Facts, small_hwc: ImageHWC | None = None
@@ -248,7 +248,10 @@ class Sessions:
             source = await self.store.read(session_id, SOURCE)
             if source is None:
                 raise unknown()
-            small_hwc = await self.in_thread(lambda: images.unkept(source))
+            try:
+                small_hwc = await self.in_thread(lambda: images.unkept(source))
+            except ValueError:
+                raise unknown() from None
         pixels_hwc, size_hw = small_hwc, (facts.height, facts.width)
 
         def bring() -> tuple[Embedding, bool]:
@@ -302,6 +305,18 @@ def busy() -> SessionError:
 def unknown() -> SessionError:
     """There is no such session (any more)."""
     return SessionError("session_unknown", "There is no such session; it may have expired. Upload the image again.")
+
+
+def _facts(data: bytes) -> Facts:
+    """What was stored; a session of which somebody else has written something is none."""
+    try:
+        facts = Facts(**json.loads(data))
+    except (ValueError, TypeError):
+        raise unknown() from None
+    sound = type(facts.width) is int and type(facts.height) is int and isinstance(facts.content_hash, str)
+    if not sound or min(facts.size_wh) < 1:
+        raise unknown()
+    return facts
 
 
 def _full(error: SessionsFullError) -> SessionError:

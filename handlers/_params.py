@@ -16,6 +16,14 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from handlers.base import Limits, RejectedError
 
 COORDINATE_MAX = 1e6
+ENTRIES_MAX = 10_000
+"""Of one list, far above what any setting allows: more is refused before any of it is looked at."""
+COUNTS_MAX = 200_000
+"""Of run lengths written as a list; the compressed string has no such bound."""
+VALUES_MAX = 200_000
+"""Of all lists and objects together, but for run lengths."""
+NAME_SHOWN = 40
+SENTENCE_SHOWN = 300
 
 
 class Strict(BaseModel):
@@ -30,14 +38,19 @@ class Strict(BaseModel):
         if isinstance(values, Mapping):
             for name in values:
                 if name not in cls.model_fields:
-                    raise PydanticCustomError("unknown_name", "{what}", {"what": _unknown(str(name), list(cls.model_fields))})
+                    raise PydanticCustomError("unknown_name", "{what}", {"what": _unknown(name, list(cls.model_fields))})
         return values
 
 
-def _unknown(name: str, known: list[str]) -> str:
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    shown = name if len(name) <= 40 else name[:40] + "…"
+def _unknown(name: Any, known: list[str]) -> str:
+    shown = _shown(name)
+    nearest = difflib.get_close_matches(shown, known, n=1, cutoff=0.0)
     return f'the parameter "{shown}" is not known' + (f'; did you mean "{nearest[0]}"?' if nearest else "")
+
+
+def _shown(name: Any) -> str:
+    text = name if isinstance(name, str) else str(name)
+    return text if len(text) <= NAME_SHOWN else text[:NAME_SHOWN] + "…"
 
 
 Coordinate = Annotated[float, Field(ge=-COORDINATE_MAX, le=COORDINATE_MAX, allow_inf_nan=False)]
@@ -71,7 +84,7 @@ class Rle(Strict):
     """A mask as COCO run lengths, column by column: `size` is [height, width], `counts` a list or COCO's compressed string."""
 
     size: tuple[Annotated[int, Field(ge=1, le=65535)], Annotated[int, Field(ge=1, le=65535)]]
-    counts: str | list[Annotated[int, Field(ge=0)]]
+    counts: str | Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)]
 
 
 class MaskSource(Strict):
@@ -79,9 +92,9 @@ class MaskSource(Strict):
     alpha, where it has any, else its brightest channel)."""
 
     task_id: UUID | None = None
-    mask_ids: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1, max_length=1000)] | None = None
+    mask_ids: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1, max_length=1000, fail_fast=True)] | None = None
     rle: Rle | None = None
-    polygon: Annotated[list[Vertex], Field(min_length=3)] | None = None
+    polygon: Annotated[list[Vertex], Field(min_length=3, fail_fast=True)] | None = None
     image_url: Annotated[str, Field(min_length=1, max_length=2048)] | None = None
 
     @model_validator(mode="after")
@@ -99,9 +112,9 @@ class MaskSource(Strict):
 class Pointing(Strict):
     """Points in either spelling: `points`, or `point_coords` with `point_labels`."""
 
-    points: list[AnyPoint] | None = None
-    point_coords: list[Vertex] | None = None
-    point_labels: list[Annotated[int, Field(ge=0, le=1)]] | None = None
+    points: Annotated[list[AnyPoint], Field(fail_fast=True)] | None = None
+    point_coords: Annotated[list[Vertex], Field(fail_fast=True)] | None = None
+    point_labels: Annotated[list[Annotated[int, Field(ge=0, le=1)]], Field(fail_fast=True)] | None = None
 
     @model_validator(mode="after")
     def _one_spelling(self) -> Pointing:
@@ -131,8 +144,8 @@ class ObjectPrompt(Pointing):
 class VisualPrompts(Pointing):
     """What points at objects: `objects`, or `points` / `boxes` at the top for the simple case."""
 
-    objects: list[ObjectPrompt] | None = None
-    boxes: list[Box] | None = None
+    objects: Annotated[list[ObjectPrompt], Field(fail_fast=True)] | None = None
+    boxes: Annotated[list[Box], Field(fail_fast=True)] | None = None
 
     def all_objects(self) -> list[ObjectPrompt]:
         """One entry per object; raises RejectedError when nothing is pointed at, or the simple case is not simple."""
@@ -160,17 +173,43 @@ Params = TypeVar("Params", bound=BaseModel)
 
 def read(shape: type[Params], values: Mapping[str, Any]) -> Params:
     """The row's `params` in their shape; raises RejectedError("params_invalid", one sentence)."""
+    _check_lengths(values)
     try:
         return shape.model_validate(dict(values))
     except ValidationError as error:
         raise rejected(error) from None
 
 
+def _check_lengths(values: Mapping[str, Any]) -> None:
+    """Raise RejectedError when there is more than anyone needs, at a cost that what is sent cannot raise."""
+    rest, left = [*values.items()], VALUES_MAX - len(values)
+    while rest:
+        name, value = rest.pop()
+        if not isinstance(value, list | dict):
+            continue
+        counts = name == "counts" and isinstance(value, list)
+        most = COUNTS_MAX if counts else ENTRIES_MAX
+        if len(value) > most:
+            compressed = "; send longer run lengths as COCO's compressed string" if counts else ""
+            raise RejectedError(
+                "params_invalid", f"In {_shown(name)}: {len(value)} entries are too many; at most {most} are read{compressed}."
+            )
+        if counts:
+            continue
+        left -= len(value)
+        if left < 0:
+            raise RejectedError("params_invalid", f"There are more than {VALUES_MAX} values; send fewer at a time.")
+        rest += value.items() if isinstance(value, dict) else [(name, item) for item in value]
+
+
 def rejected(error: ValidationError) -> RejectedError:
     """One readable sentence about the first thing that is wrong, and how many more there are."""
-    details = error.errors(include_url=False)
+    details = error.errors(include_url=False, include_input=False, include_context=False)
     more = f" ({len(details) - 1} more)" if len(details) > 1 else ""
-    return RejectedError("params_invalid", f"{_sentence(details[0])}{more}.".replace("?.", "?"))
+    sentence = _sentence(details[0])
+    if len(sentence) > SENTENCE_SHOWN:
+        sentence = sentence[:SENTENCE_SHOWN] + "…"
+    return RejectedError("params_invalid", f"{sentence}{more}.".replace("?.", "?"))
 
 
 def _sentence(detail: ErrorDetails) -> str:

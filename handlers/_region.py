@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import cv2
 import numpy as np
+from pydantic import Field
 
 from handlers._edges import combined, edges_of_mask, filled
 from handlers._images_out import Output
@@ -24,7 +26,7 @@ from models.base import Later, Mask, Models, Prompt, Stop, View, VisualQuestion,
 class RegionParams(VisualPrompts, Output):
     """Points, boxes or objects, and masks; and the file that is wanted."""
 
-    masks: list[MaskSource] | None = None
+    masks: Annotated[list[MaskSource], Field(fail_fast=True)] | None = None
 
 
 @dataclass(frozen=True, slots=True)

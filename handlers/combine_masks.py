@@ -32,7 +32,7 @@ FACTS = Facts("maskd", "combine_masks", "cpu", False)
 class CombineParams(Strict):
     """The kind's `params`."""
 
-    masks: Annotated[list[MaskSource], Field(min_length=1)]
+    masks: Annotated[list[MaskSource], Field(min_length=1, fail_fast=True)]
     op: Operation = "union"
 
 

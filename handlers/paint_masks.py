@@ -38,7 +38,7 @@ class Layer(Strict):
 class PaintParams(Output):
     """The kind's `params`."""
 
-    layers: Annotated[list[Layer], Field(min_length=1)]
+    layers: Annotated[list[Layer], Field(min_length=1, fail_fast=True)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,9 +44,9 @@ def _example(value: Any) -> Any:
 class ConceptParams(Strict):
     """The kind's `params`."""
 
-    texts: Annotated[list[str], Field(min_length=1)] | None = None
-    boxes: list[Annotated[Example, BeforeValidator(_example)]] | None = None
-    box_labels: list[Annotated[int, Field(ge=0, le=1)]] | None = None
+    texts: Annotated[list[str], Field(min_length=1, fail_fast=True)] | None = None
+    boxes: Annotated[list[Annotated[Example, BeforeValidator(_example)]], Field(fail_fast=True)] | None = None
+    box_labels: Annotated[list[Annotated[int, Field(ge=0, le=1)]], Field(fail_fast=True)] | None = None
     threshold: Share = 0.5
     max_instances: Annotated[int, Field(ge=1)] = 100
 

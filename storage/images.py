@@ -138,9 +138,10 @@ def kept(pixels_hwc: npt.NDArray[np.uint8]) -> bytes:
 
 
 def unkept(data: bytes) -> npt.NDArray[np.uint8]:
-    """What `kept` kept, RGB uint8 (height, width, 3)."""
-    pixels_hwc = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR_RGB)
-    assert pixels_hwc is not None
+    """What `kept` kept, RGB uint8 (height, width, 3); ValueError when it is something else."""
+    pixels_hwc = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
+    if pixels_hwc is None:
+        raise ValueError("this is no image that was kept")
     return np.asarray(pixels_hwc, dtype=np.uint8)
 
 

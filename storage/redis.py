@@ -12,7 +12,7 @@ from typing import Any
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 
 from storage.base import ConfigurationError, SessionsFullError, UnavailableError
 
@@ -127,7 +127,12 @@ class RedisSessions:
         self._done(await self._call("create", session_id, *given))
 
     async def read(self, session_id: str, part: str) -> bytes | None:
-        data: bytes | None = await self._call("read", session_id, part)
+        try:
+            data: bytes | None = await self._call("read", session_id, part)
+        except UnavailableError as error:
+            if isinstance(error.__cause__, ResponseError) and "WRONGTYPE" in str(error.__cause__):
+                return None  # what lies under that key is nobody's session
+            raise
         return data
 
     async def write(self, session_id: str, part: str, data: bytes) -> bool:

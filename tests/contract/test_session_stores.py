@@ -115,6 +115,18 @@ async def test_no_more_bytes_than_may_be_held(stores: Stores) -> None:
     await stores.create(source=bytes(100))
 
 
+async def test_what_somebody_else_put_in_a_sessions_place_is_none(redis_url: str) -> None:
+    from storage.redis import PREFIX, RedisSessions
+
+    store = RedisSessions(redis_url, TTL_SECONDS, 3, 100)
+    session_id = str(uuid.uuid4())
+    await store._redis.set(f"{PREFIX}:{session_id}", b"a string")
+    assert await store.read(session_id, "facts") is None
+    await store._redis.delete(f"{PREFIX}:{session_id}")
+    await store.drop_all()
+    await store.close()
+
+
 async def test_a_redis_that_is_not_there_is_unavailable_in_time(tmp_path: Path) -> None:
     pytest.importorskip("redis", reason="needs the extra [redis]")
     from storage.redis import RedisSessions

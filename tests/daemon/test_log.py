@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import uuid
+
 import pytest
 
-from daemon.log import redactor
+from daemon.log import hashed, redactor
 
 REDACT = redactor(["very-secret-key", "abc"])
 
@@ -22,3 +24,10 @@ REDACT = redactor(["very-secret-key", "abc"])
 )
 def test_secrets_are_replaced_and_words_stay(text: str, expected: str) -> None:
     assert REDACT(text) == expected
+
+
+def test_a_session_is_told_from_others_by_what_does_not_open_it() -> None:
+    one, other = str(uuid.uuid4()), str(uuid.uuid4())
+    assert hashed(one) == hashed(one) != hashed(other)
+    assert len(hashed(one)) == 12
+    assert hashed(one) not in one.replace("-", "")

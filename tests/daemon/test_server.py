@@ -86,6 +86,11 @@ async def test_without_a_key_this_host_is_answered_by_each_of_its_names(host: st
         {"Host": "[::2]:8000"},
         {"X-Forwarded-For": "192.0.2.1"},
         {"Forwarded": "for=192.0.2.1"},
+        {"X-Real-IP": "192.0.2.1"},
+        {"X-Forwarded-Host": "localhost"},
+        {"X-Forwarded-Proto": "https"},
+        {"Via": "1.1 proxy"},
+        {"CF-Connecting-IP": "192.0.2.1"},
     ],
 )
 @pytest.mark.parametrize("path", ["/health", "/ready", "/metrics", "/nowhere"])
