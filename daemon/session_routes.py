@@ -21,7 +21,7 @@ from daemon import metrics
 from daemon.fetch import params_of
 from daemon.session_bodies import ImageBody, prompt_body
 from daemon.session_everything import Everything
-from daemon.sessions import SessionError, Sessions, busy
+from daemon.sessions import Facts, SessionError, Sessions, busy
 from daemon.tickets import is_good
 from handlers._params import read
 from handlers.base import RejectedError
@@ -147,9 +147,9 @@ class SessionRoutes:
     async def _predict(self, request: web.Request) -> web.Response:
         began = time.perf_counter()
         session_id = _id(request)
-        await self._know(session_id, Role.VISUAL)
+        facts = await self._know(session_id, Role.VISUAL)
         body = await self._json(request, lambda values: prompt_body(values, self._sessions.limits.asks))
-        found = await self._sessions.predict(session_id, body)
+        found = await self._sessions.predict(session_id, body, facts)
         return web.json_response(found | {"time_ms": _ms_since(began)})
 
     async def _everything_of(self, request: web.Request) -> web.Response:
@@ -158,10 +158,10 @@ class SessionRoutes:
         params = await self._json(request, lambda values: values, empty=b"{}")
         return web.json_response(await self._everything.start(session_id, params), status=202)
 
-    async def _know(self, session_id: str, role: Role) -> None:
-        """Nothing is read for who has no session here."""
+    async def _know(self, session_id: str, role: Role) -> Facts:
+        """What the session is of: nothing is read for who has none here."""
         self._sessions.desk(role)
-        await self._sessions.facts(session_id)
+        return await self._sessions.facts(session_id)
 
     async def _json(self, request: web.Request, make: Callable[[Mapping[str, Any]], Read], empty: bytes = b"") -> Read:
         """What is made of a JSON object, which has to come in time."""

@@ -190,15 +190,16 @@ class Sessions:
         """End them all; how many there were."""
         return await self.store.drop_all()
 
-    async def predict(self, session_id: str, body: PredictBody) -> dict[str, Any]:
-        """The masks that a prompt means, best first. Raises RejectedError, SessionError."""
+    async def predict(self, session_id: str, body: PredictBody, facts: Facts) -> dict[str, Any]:
+        """The masks that a prompt means, best first, in the image of those facts. Raises RejectedError, SessionError."""
         desk = self.desk(Role.VISUAL)
         key = None if body.supersede is None else (session_id, body.supersede)
         with desk.pool.arrived(key) as number:
-            return await self._predicted(desk, session_id, body, key, number)
+            return await self._predicted(desk, session_id, body, facts, key, number)
 
-    async def _predicted(self, desk: Desk, session_id: str, body: PredictBody, key: Hashable, number: int) -> dict[str, Any]:
-        facts = await self.facts(session_id)
+    async def _predicted(
+        self, desk: Desk, session_id: str, body: PredictBody, facts: Facts, key: Hashable, number: int
+    ) -> dict[str, Any]:
         make = partial(prompt_of, body, facts.size_wh)
         prompt = make() if body.mask is None else await self.in_thread(make)
         bring = await self.bringing(desk, session_id, facts)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from models.base import Canvas, ImageHWC, Progress, Stop
+from models.base import Canvas, DeviceLostError, ImageHWC, Progress, Stop
 from models.crops import batches
 from models.graph import in_short
 from models.torch_device import Placement, inference, require
@@ -273,6 +273,8 @@ def _try(engine: Diffusion, path: Path) -> None:
         engine.generate([Canvas(grey_hwc, mask_hw, "grey", steps=TRIAL_STEPS)], lambda: None, lambda share: None)
     except MemoryError as error:
         raise WeightsError(f"{path} does not fit on {engine.device}: {error}") from error
+    except DeviceLostError:
+        raise
     except FloatingPointError as error:
         raise WeightsError(f"{path} computes NaN or infinity: some of its weights are damaged") from error
     except Exception as error:  # as above

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models import ort
-from models.base import Hole, ImageHWC, Patch, Stop
+from models.base import DeviceLostError, Hole, ImageHWC, Patch, Stop
 from models.crops import Cut, batches, crops, cut, patch, shrunk_hw
 from models.graph import Graph, Port, in_short
 from models.torch_device import Placement, inference, require, use_threads
@@ -177,6 +177,8 @@ def _tried(engine: Lama, file: Path) -> Lama:
         answer = engine.paint(images, missing)
     except MemoryError as error:
         raise WeightsError(f"{file} does not fit on {engine.device}: {error}") from error
+    except DeviceLostError:
+        raise
     except Exception as error:  # the libraries' errors have no common parent
         raise WeightsError(f"{file} fails on a grey image: {in_short(error)}") from error
     if answer.shape != images.shape:
@@ -191,6 +193,8 @@ def _takes_two(engine: Lama, images: Floats, missing: Floats, alone: Floats) -> 
     """Whether two images at once give what one gives: some files were made for one only."""
     try:
         answer = engine.paint(np.repeat(images, 2, axis=0), np.repeat(missing, 2, axis=0))
+    except DeviceLostError:
+        raise
     except Exception:  # as above
         return False
     return answer.shape[0] == 2 and bool(np.allclose(answer, alone, rtol=0, atol=engine.white / 255))
