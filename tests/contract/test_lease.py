@@ -90,9 +90,7 @@ async def test_a_beat_brings_news_of_claims_that_are_gone(queue: Queue) -> None:
     await queue.insert(2)
     worker = new_id()
     tasks = await queue.claim(worker)
-    await queue.sql.execute(
-        "update public.segmentation_results set status = 'canceled', claim_token = null where id = $1", tasks[0].id
-    )
+    await queue.sql.execute("select maskd.cancel(array[$1::text::uuid])", tasks[0].id)
     assert await queue.beat(worker, tasks) == [(tasks[0].id, tasks[0].token)]
 
 

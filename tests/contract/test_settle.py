@@ -56,9 +56,7 @@ async def test_a_stale_performer_cannot_settle_after_its_claim_was_taken_back(qu
 async def test_one_stale_outcome_does_not_hold_up_its_neighbours(queue: Queue) -> None:
     await queue.insert(3)
     tasks = await queue.claim(new_id())
-    await queue.sql.execute(
-        "update public.segmentation_results set status = 'canceled', claim_token = null where id = $1", tasks[1].id
-    )
+    await queue.sql.execute("select maskd.cancel(array[$1::text::uuid])", tasks[1].id)
     assert await queue.settle(tasks) == {tasks[1].id: "lost"}
     assert await queue.statuses() == {"done": 2, "canceled": 1}
 
@@ -149,7 +147,7 @@ async def test_a_stale_and_a_new_claim_of_one_task_in_one_batch_get_a_verdict_ea
 async def test_a_canceled_tasks_late_result_is_lost_so_that_its_blobs_go(queue: Queue) -> None:
     await queue.insert()
     tasks = await queue.claim(new_id())
-    await queue.sql.execute("update public.segmentation_results set status = 'canceled'")
+    await queue.sql.execute("select maskd.cancel(array(select id from public.segmentation_results))")
     assert await queue.settle(tasks) == {tasks[0].id: "lost"}
 
 

@@ -7,6 +7,7 @@ import json
 import asyncpg
 import pytest
 from support.database import Database
+from support.people import as_user
 
 from storage.base import ConfigurationError
 from storage.migrate import Plan, migrate
@@ -145,6 +146,7 @@ async def test_a_user_may_insert_for_own_projects_only_and_sees_own_rows_only(da
     sql = await connected(database)
     mine, theirs = [await sql.fetchval("insert into auth.users default values returning id::text") for _ in range(2)]
     project = await sql.fetchval("insert into public.projects (user_id) values ($1) returning id::text", mine)
+    await sql.execute("insert into public.users_profile (id, credits) values ($1, 1)", mine)
     insert = f"""insert into public.segmentation_results (project_id, kind, source_image_url)
                  values ('{project}', 'segment_visual', 'uploads/{mine}/a.jpg')"""
     await as_user(sql, mine, insert)
@@ -184,14 +186,6 @@ async def test_params_beyond_64_kb_are_stored_as_an_error_without_them(database:
     )
     assert (row["status"], json.loads(row["error"])["code"], row["params"]) == ("error", "params_invalid", "{}")
     await sql.close()
-
-
-async def as_user(sql: asyncpg.Connection, user: str, query: str) -> list[asyncpg.Record]:
-    """What PostgREST does with a user's JWT."""
-    async with sql.transaction():
-        await sql.execute("set local role authenticated")
-        await sql.execute("select set_config('request.jwt.claims', $1, true)", json.dumps({"sub": user, "role": "authenticated"}))
-        return await sql.fetch(query)
 
 
 @pytest.mark.parametrize(
@@ -269,9 +263,7 @@ async def test_old_policies_that_allow_everything_show_and_give_nobody_the_rows_
     project = await sql.fetchval("insert into public.projects (user_id) values ($1::text::uuid) returning id::text", mine)
     insert = f"""insert into public.segmentation_results (project_id, kind, source_image_url)
                  values ('{project}', 'segment_visual', 'uploads/{mine}/a.jpg')"""
-    await sql.execute(
-        f"insert into public.users_profile (id) values ('{mine}'); insert into public.usage_logs (user_id) values ('{mine}')"
-    )
+    await sql.execute("insert into public.users_profile (id) values ($1::text::uuid)", mine)  # the insert writes the usage
     await as_user(sql, mine, insert)
     for table in tables:
         key = "id" if table == "users_profile" else "created_at"

@@ -104,7 +104,7 @@ def test_a_task_cancelled_while_its_blobs_are_written_leaves_none(
         proxy.delay(60, times=1, method="PUT")
         (task,) = site.queue.insert("noop", {"blob": True})
         wait_until("the first blob is on its way", lambda: proxy.requests("PUT") == 1, 30)
-        site.queue.ask("update public.segmentation_results set status = 'canceled', claim_token = null where id = %s", task)
+        site.queue.ask("select maskd.cancel(array[%s::uuid])", task)
         wait_until("the daemon knows", lambda: bool(daemon.events("settle.lost")), 30)
         proxy.clear()  # the blob arrives after its claim was found to be lost
         wait_until("it is there no more", lambda: bucket.list("masks/", 10) == [] and proxy.requests("POST") > 0, 30)

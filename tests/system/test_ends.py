@@ -113,7 +113,7 @@ def test_a_cancelled_task_stops_and_leaves_nothing(site: Site, begun: bool) -> N
         running = next(iter(wait_begun(site, ids, 1)))
         (task,) = (task_id for task_id in ids if (task_id == running) == begun)
         (other,) = (task_id for task_id in ids if task_id != task)
-        site.queue.ask("update public.segmentation_results set status = 'canceled', claim_token = null where id = %s", task)
+        site.queue.ask("select maskd.cancel(array[%s::uuid])", task)
         wait_until("the worker knows", lambda: [line["task"] for line in daemon.events("lease.gone")] == [task], 20)
         if begun:
             wait_until("the handler stopped", lambda: (site.folder / f"stopped-{task}").exists(), 20)
