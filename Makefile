@@ -87,7 +87,7 @@ ci:  ## what the CI runs: check and test
 	@.ci/run
 
 clean:  ## delete the environment and every cache
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist out
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist out tests/npm/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 environment:

@@ -227,6 +227,11 @@ def database_url(environ: Mapping[str, str] | None = None, env_file: Path = Path
     return url
 
 
+def has_database_url(environ: Mapping[str, str] | None = None, env_file: Path = Path(".env")) -> bool:
+    """Whether DATABASE_URL is set, for a command that can do without."""
+    return bool({**dotenv_values(env_file), **dict(os.environ if environ is None else environ)}.get("DATABASE_URL"))
+
+
 def store_config(environ: Mapping[str, str] | None = None, env_file: Path = Path(".env")) -> Config:
     """A configuration that says where the queue is and nothing else, for commands that need no more."""
     found = {**dotenv_values(env_file), **dict(os.environ if environ is None else environ)}

@@ -21,6 +21,10 @@ SUPABASE_HISTORY = """
 create schema if not exists supabase_migrations;
 create table if not exists supabase_migrations.schema_migrations (version text primary key, statements text[], name text);
 """
+RECORD = """
+insert into supabase_migrations.schema_migrations as m (version, name, statements) values ($1, $2, $3)
+    on conflict (version) do update set statements = excluded.statements where m.statements is null
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +102,15 @@ async def _run(connection: asyncpg.Connection, file: Path) -> None:
 
 
 async def _record(connection: asyncpg.Connection) -> None:
-    """So that `supabase migration list` agrees."""
+    """So that `supabase migration list` agrees, and `supabase migration fetch` gets the files."""
     async with connection.transaction():
         await connection.execute(SUPABASE_HISTORY)
         await connection.executemany(
-            "insert into supabase_migrations.schema_migrations (version, name) values ($1, $2) on conflict do nothing",
-            [(_version(file), file.stem.partition("_")[2]) for file in migration_files()],
+            RECORD,
+            [
+                (_version(file), file.stem.partition("_")[2], [_text(file).strip().removesuffix(";")])
+                for file in migration_files()
+            ],
         )
 
 

@@ -56,6 +56,18 @@ async def test_from_nothing_every_migration_is_applied_once_and_recorded_for_sup
     await sql.close()
 
 
+async def test_supabases_history_has_the_text_of_what_ran_also_where_an_earlier_maskd_left_it_out(
+    empty_database: Database,
+) -> None:
+    await apply(empty_database)
+    empty_database.execute("update supabase_migrations.schema_migrations set statements = null where name = 'claim'")
+    await apply(empty_database)
+    sql = await connected(empty_database)
+    kept = await sql.fetch("select statements from supabase_migrations.schema_migrations order by version")
+    assert [f"{row[0][0]};" for row in kept] == [file.read_text().strip() for file in migration_files()]
+    await sql.close()
+
+
 async def test_every_migration_may_run_again_without_harm(empty_database: Database) -> None:
     await apply(empty_database)
     for file in [plain_file(), *migration_files()]:
