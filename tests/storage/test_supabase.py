@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator, Iterator
 import anyio
 import pytest
 from support.database import Database
-from support.postgrest import PUBLISHABLE_KEY, SERVICE_KEY, PostgrestServer, postgrest, token
+from support.postgrest import PostgrestServer, postgrest
 from support.stores import Queue, new_id
+from support.tokens import PUBLISHABLE_KEY, SERVICE_KEY, token
 
 from storage.base import ConfigurationError, Fate, Outcome, RefusedError, UnavailableError
 from storage.schema import migration_files, plain_file

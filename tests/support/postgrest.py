@@ -1,34 +1,37 @@
-"""A stand-in for PostgREST behind Supabase's gateway, on a real Postgres: POST /rest/v1/rpc/<function>.
+"""A stand-in for PostgREST behind Supabase's gateway, on a real Postgres: /rest/v1/rpc/<function> and /rest/v1/<table>.
 
-As there: the key decides the role, the call runs in a transaction of its own under that role with `request.jwt.claims`, named
-JSON arguments become values by the function's own types, and errors are {code, message, details, hint} under an HTTP status.
-Faults are switched on by `Faults`. It knows functions of `public` with one result, and nothing else.
+As there: key and token decide the role, the call runs in a transaction of its own under that role with `request.jwt.claims`,
+named JSON arguments become values by the types of the function, and errors are {code, message, details, hint} under a status.
+Faults are switched on by `Faults`. It knows functions of `public` with one result, what `postgrest_tables` says of tables, and
+the public half of the key that signs users' tokens (/auth/v1/.well-known/jwks.json).
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
-import hmac
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import asyncpg
 from aiohttp import web
 from support.loops import loop_in_thread, served
+from support.postgrest_tables import Answer, Refusal, TableCall
+from support.tokens import AUTH, PUBLISHABLE_KEY, SERVICE_KEY
 
-SERVICE_KEY = "sb_secret_of-this-test_0123456789"
-PUBLISHABLE_KEY = "sb_publishable_of-this-test"
-JWT_SECRET = b"the-secret-of-this-test-signs-tokens"
 FUNCTION = """
 select p.oid::regproc::text as name, coalesce(p.proargnames, '{}') as names,
-       p.provolatile <> 'v' as reads_only,
+       p.provolatile <> 'v' as reads_only, p.pronargdefaults as defaults,
        array(select format_type(t, null) from unnest(p.proargtypes) with ordinality u (t, place) order by place) as types
   from pg_proc p join pg_namespace n on n.oid = p.pronamespace where n.nspname = 'public' and p.proname = $1
+"""
+READABLE = """
+select attname as name from pg_attribute
+ where attrelid = $2::text::regclass and attnum > 0 and not attisdropped
+   and has_column_privilege($1::text, attrelid, attnum, 'select')
 """
 STATUS = {"23503": 409, "23505": 409, "25006": 405, "28000": 403, "42883": 404, "42P01": 404, "42P17": 500, "P0001": 400}
 CLASSES = {"08": 503, "09": 500, "0L": 403, "0P": 403, "25": 500, "28": 403, "2D": 500, "38": 500, "39": 500, "3B": 500,
@@ -61,17 +64,6 @@ class PostgrestServer:
     calls: dict[str, int]
 
 
-class Refusal(Exception):  # noqa: N818 - an answer, not a fault of the stand-in
-    """An answer other than the function's."""
-
-    def __init__(self, status: int, code: str | None, message: str, details: str | None = None, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.body = {"code": code, "message": message, "details": details, "hint": hint}
-        if code is None:  # the gateway's own form
-            self.body = {"message": message, "hint": hint}
-
-
 class Postgrest:
     """The routes. `dsn` is a superuser's, whose connections take on the caller's role."""
 
@@ -83,6 +75,8 @@ class Postgrest:
 
     def add_to(self, app: web.Application) -> None:
         app.router.add_post("/rest/v1/rpc/{function}", self._answer)
+        app.router.add_route("*", "/rest/v1/{table}", self._answer)
+        app.router.add_get("/auth/v1/.well-known/jwks.json", self._public_keys)
         app.on_startup.append(self._start)
         app.on_cleanup.append(self._stop)
 
@@ -93,8 +87,13 @@ class Postgrest:
         if self._pool is not None:
             self._pool.terminate()
 
+    async def _public_keys(self, _request: web.Request) -> web.Response:
+        self.calls["jwks"] = self.calls.get("jwks", 0) + 1
+        return web.json_response(AUTH.jwks())
+
     async def _answer(self, request: web.Request) -> web.StreamResponse:
-        faults, function = self._faults, request.match_info["function"]
+        faults = self._faults
+        called = request.match_info.get("function") or f"{request.method} {request.match_info['table']}"
         body = await request.text()
         if faults.black_hole:
             await asyncio.Event().wait()
@@ -103,49 +102,82 @@ class Postgrest:
             return web.Response(status=faults.status, text="<html>no</html>", content_type="text/html")
         if faults.error is not None:
             return web.json_response(faults.error[1], status=faults.error[0])
-        self.calls[function] = self.calls.get(function, 0) + 1
+        self.calls[called] = self.calls.get(called, 0) + 1
         try:
-            text = await self._call(function, body, claims_of(request))
+            answer = await self._call(request, body, claims_of(request))
         except Refusal as refusal:
             return web.json_response(refusal.body, status=refusal.status)
-        if faults.lose_replies.get(function, 0) > 0:
-            faults.lose_replies[function] -= 1
+        if faults.lose_replies.get(called, 0) > 0:
+            faults.lose_replies[called] -= 1
             faults.lost += 1
             if request.transport is not None:
                 request.transport.abort()
-        return web.Response(text=text, content_type="application/json")
+        return web.Response(status=answer.status, text=answer.text, headers=answer.headers, content_type="application/json")
 
-    async def _call(self, function: str, body: str, claims: dict[str, Any]) -> str:
+    async def _call(self, request: web.Request, body: str, claims: dict[str, Any]) -> Answer:
+        function, table = request.match_info.get("function"), request.match_info.get("table", "")
+        call = None if function else TableCall.of(request.method, table, request.query, request.headers, body)
+        async with self._as(claims) as connection:
+            if function:
+                statement, reads_only = await _statement(connection, function, body)
+                if reads_only:
+                    await connection.execute("set transaction read only")
+                await _become(connection, claims)
+                return Answer(200, str(await connection.fetchval(statement, body or "{}")))
+            assert call is not None
+            await _become(connection, claims)
+            total = await connection.fetchval(call.count) if call.count else None
+            rows = [row[0] for row in await connection.fetch(call.statement)]
+            return call.answer(rows, total)  # a refusal undoes what was done
+
+    async def visible(self, claims: dict[str, Any], table: str, row_id: str) -> dict[str, Any] | None:
+        """A row as that caller may see it: the columns granted, if its policies show the row at all; else None."""
+        async with self._as(claims) as connection:
+            columns = await connection.fetch(READABLE, claims["role"], f"public.{table}")
+            if not columns:
+                return None
+            await _become(connection, claims)
+            names = ", ".join(f'"{column["name"]}"' for column in columns)
+            found = await connection.fetchval(
+                f"select to_json(_) from (select {names} from public.{table} where id = $1) _", row_id
+            )
+            return None if found is None else dict(json.loads(found))
+
+    @asynccontextmanager
+    async def _as(self, claims: dict[str, Any]) -> AsyncIterator[Any]:
+        """A connection in a transaction; what the database refuses becomes a Refusal."""
         assert self._pool is not None
         try:
-            async with self._pool.acquire() as connection:
-                statement, reads_only = await _statement(connection, function, body)
-                async with connection.transaction(readonly=reads_only):
-                    role = claims["role"]
-                    await connection.execute(f"set local role {role}")
-                    await connection.execute("select set_config('request.jwt.claims', $1, true)", json.dumps(claims))
-                    return str(await connection.fetchval(statement, body or "{}"))
+            async with self._pool.acquire() as connection, connection.transaction():
+                yield connection
         except asyncpg.PostgresError as error:
             raise _refusal_of(error, claims["role"]) from error
         except OSError as error:
             raise Refusal(503, "PGRST000", "Database connection error. Retrying the connection.") from error
 
 
+async def _become(connection: Any, claims: dict[str, Any]) -> None:
+    """From here on the transaction is the caller's."""
+    await connection.execute(f"set local role {claims['role']}")
+    await connection.execute("select set_config('request.jwt.claims', $1, true)", json.dumps(claims))
+
+
 async def _statement(connection: Any, function: str, body: str) -> tuple[str, bool]:
-    """The call, its arguments read from the JSON in $1 by the types of the function that has these very names; whether it may
-    only read, as functions may that are not volatile."""
+    """The call, its arguments read from the JSON in $1 by the types of the function that has these names, and defaults for the
+    others; whether it may only read, as functions may that are not volatile."""
     try:
         named = sorted(json.loads(body or "{}"))
     except (ValueError, TypeError) as error:
         raise Refusal(400, "PGRST102", "Empty or invalid json") from error
     for found in await connection.fetch(FUNCTION, function):
-        names = list(found["names"])[: len(found["types"])]
-        if sorted(names) == named:
-            if not names:
+        types = dict(zip(list(found["names"]), found["types"], strict=False))
+        needed = list(types)[: len(types) - found["defaults"]]
+        if set(needed) <= set(named) <= set(types):
+            if not named:
                 answer = f"coalesce(to_json(public.{function}())::text, 'null')"
                 return f"select {answer} where $1::text is not null", found["reads_only"]
-            columns = ", ".join(f'"{name}" {kind}' for name, kind in zip(names, found["types"], strict=True))
-            values = ", ".join(f'"{name}" => _."{name}"' for name in names)
+            columns = ", ".join(f'"{name}" {types[name]}' for name in named)
+            values = ", ".join(f'"{name}" => _."{name}"' for name in named)
             answer = f"coalesce(to_json(public.{function}({values}))::text, 'null')"
             return f"select {answer} from json_to_record($1::json) as _({columns})", found["reads_only"]
     raise Refusal(
@@ -174,36 +206,16 @@ def claims_of(request: web.Request) -> dict[str, Any]:
     if key is None:
         raise Refusal(401, None, "No API key found in request", hint="No `apikey` request header or url param was found.")
     known = {SERVICE_KEY: "service_role", PUBLISHABLE_KEY: "anon"}
-    if key not in known and _claims(key) is None:
+    claimed = {"role": known[key]} if key in known else AUTH.claims(key)
+    if claimed is None:
         raise Refusal(401, None, "Invalid API key", hint="Double check your Supabase `anon` or `service_role` API key.")
-    if bearer in known or not bearer:
-        return {"role": known.get(key, "anon")}
-    claims = _claims(bearer)
-    if claims is None:
+    if bearer not in known and bearer:
+        claimed = AUTH.claims(bearer)
+    if claimed is None:
         raise Refusal(401, "PGRST301", "No suitable key or wrong key type")
-    return {"role": "anon", **claims}
-
-
-def token(**claims: Any) -> str:
-    """A token signed as the project's legacy keys and its users' tokens are."""
-    head, body = _encoded({"alg": "HS256", "typ": "JWT"}), _encoded(claims)
-    return f"{head}.{body}.{_signature(f'{head}.{body}')}"
-
-
-def _claims(token: str) -> dict[str, Any] | None:
-    parts = token.split(".")
-    if len(parts) != 3 or not hmac.compare_digest(_signature(".".join(parts[:2])), parts[2]):
-        return None
-    found: dict[str, Any] = json.loads(base64.urlsafe_b64decode(parts[1] + "=="))
-    return found
-
-
-def _signature(text: str) -> str:
-    return base64.urlsafe_b64encode(hmac.new(JWT_SECRET, text.encode(), hashlib.sha256).digest()).rstrip(b"=").decode()
-
-
-def _encoded(value: dict[str, Any]) -> str:
-    return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
+    if claimed.get("exp", time.time()) < time.time() - 30:
+        raise Refusal(401, "PGRST303", "JWT expired")
+    return {"role": "anon", **claimed}
 
 
 @contextmanager

@@ -1,15 +1,17 @@
-"""A stand-in for Supabase Realtime: /realtime/v1/websocket, in the Phoenix frames (vsn 1.0.0, JSON) that the real library speaks.
+"""A stand-in for Supabase Realtime: /realtime/v1/websocket, in the Phoenix frames that the real libraries speak (vsn 1.0.0: JSON
+objects; 2.0.0: arrays).
 
 It does what was seen of the server: SUBSCRIBED some time before it listens, duplicate joins that close the older channel under
-its own ref, changes by event and filter, at most once. Faults are switched on by the attributes and methods of
-`RealtimeServer`. What changes in a database comes in by `follow`, or by hand through `announce`.
+its own ref, changes by event and filter, at most once; to a user only own rows, and of them the columns granted. Faults are
+switched on by the attributes and methods of `RealtimeServer`. What changes in a database comes in by `follow`, or by hand
+through `announce`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +23,7 @@ from support.postgrest import Faults, Postgrest, PostgrestServer, Refusal, claim
 
 TABLE = "segmentation_results"
 READY_SECONDS = 0.05
+ARRAYS = web.ResponseKey("arrays", bool)
 FOLLOW = f"""
 create or replace function public.stand_in_change() returns trigger language plpgsql as $$
 begin
@@ -40,6 +43,7 @@ class Channel:
     topic: str
     join_ref: str
     bindings: list[dict[str, Any]]
+    claims: dict[str, Any]
     listens: bool = False
 
 
@@ -56,6 +60,8 @@ class RealtimeServer:
     """Changes come as `Error 401`, as without a grant."""
     never_ready: bool = False
     """Joins are answered, but nobody listens to the database."""
+    look: Callable[[dict[str, Any], str, str], Awaitable[dict[str, Any] | None]] | None = None
+    """(claims, table, id) to the row as that user may see it; without it everybody is the service."""
     joins: int = 0
     channels: list[Channel] = field(default_factory=list)
     sending: set[asyncio.Task[None]] = field(default_factory=set)
@@ -96,13 +102,26 @@ class RealtimeServer:
         for channel in self.channels:
             if self.silent or not channel.listens:
                 continue
-            ids = [
-                binding["id"]
-                for binding in channel.bindings
-                if binding["event"] in (change, "*") and binding.get("filter", f"status=eq.{status}") == f"status=eq.{status}"
-            ]
-            if ids:
-                self._send(channel, "postgres_changes", {"ids": ids, "data": self._change(task_id, change)})
+            if self.look is None or channel.claims["role"] == "service_role":
+                self._tell(channel, change, {"id": task_id, "status": status}, self._change(task_id, change))
+            else:
+                self._later(self._announce_own(self.look, channel, task_id, change))
+
+    async def _announce_own(self, look: Any, channel: Channel, task_id: str, change: str) -> None:
+        row = await look(channel.claims, TABLE, task_id)
+        if row is not None:
+            columns = [{"name": name, "type": "text"} for name in row]
+            self._tell(channel, change, row, self._change(task_id, change) | {"columns": columns, "record": row})
+
+    def _tell(self, channel: Channel, change: str, row: dict[str, Any], data: dict[str, Any]) -> None:
+        """Send a change to the bindings that asked for it: its kind, and `column=eq.value` or no filter."""
+        ids = []
+        for binding in channel.bindings:
+            column, _, value = (binding.get("filter") or f"id=eq.{row['id']}").partition("=eq.")
+            if binding["event"] in (change, "*") and str(row.get(column)) == value:
+                ids.append(binding["id"])
+        if ids:
+            self._send(channel, "postgres_changes", {"ids": ids, "data": data})
 
     def _change(self, task_id: str, change: str) -> dict[str, Any]:
         data: dict[str, Any] = {"schema": "public", "table": TABLE, "type": change}
@@ -124,33 +143,40 @@ class RealtimeServer:
         if self.handshake_status is not None:
             return web.json_response({"error": "no"}, status=self.handshake_status)
         try:
-            claims_of(request.clone(headers={"apikey": request.query.get("apikey", "")}))
+            claims = _claims(request, "")
         except Refusal:
             return web.json_response({"error": "no"}, status=403)
         socket = web.WebSocketResponse()
+        socket[ARRAYS] = request.query.get("vsn") == "2.0.0"
         await socket.prepare(request)
         try:
             async for message in socket:
-                if message.type == WSMsgType.TEXT:
-                    await self._hear(socket, json.loads(message.data))
+                if message.type != WSMsgType.TEXT:
+                    continue
+                frame = json.loads(message.data)
+                if isinstance(frame, list):
+                    frame = dict(zip(("join_ref", "ref", "topic", "event", "payload"), frame, strict=True))
+                with suppress(Refusal):  # a join with a bad token is not answered, and ends as TIMED_OUT
+                    token = frame["payload"].get("access_token") or ""
+                    await self._hear(socket, frame, _claims(request, token) if token else claims)
         finally:
             self.channels = [channel for channel in self.channels if channel.socket is not socket]
         return socket
 
-    async def _hear(self, socket: web.WebSocketResponse, frame: dict[str, Any]) -> None:
+    async def _hear(self, socket: web.WebSocketResponse, frame: dict[str, Any], claims: dict[str, Any]) -> None:
         topic, ref = frame["topic"], frame["ref"]
         if frame["event"] == "phx_join":
-            await self._join(socket, frame)
+            await self._join(socket, frame, claims)
         elif frame["event"] in ("heartbeat", "phx_leave"):
             await _reply(socket, topic, ref, {})
             self.channels = [each for each in self.channels if (each.socket, each.topic) != (socket, topic) or ref is None]
 
-    async def _join(self, socket: web.WebSocketResponse, frame: dict[str, Any]) -> None:
+    async def _join(self, socket: web.WebSocketResponse, frame: dict[str, Any], claims: dict[str, Any]) -> None:
         self.joins += 1
         topic, ref = frame["topic"], frame["ref"]
         old = [each for each in self.channels if each.socket is socket and each.topic == topic]
         bindings = [binding | {"id": place + 7} for place, binding in enumerate(frame["payload"]["config"]["postgres_changes"])]
-        channel = Channel(socket, topic, ref, bindings)
+        channel = Channel(socket, topic, ref, bindings, claims)
         await _reply(socket, topic, ref, {"postgres_changes": bindings})
         for each in old:  # Phoenix closes the duplicate under its own ref, which the client takes for the new one
             self.channels.remove(each)
@@ -175,6 +201,12 @@ class RealtimeServer:
         return sql.add_listener("stand_in", heard)
 
 
+def _claims(request: web.Request, token: str) -> dict[str, Any]:
+    """Who asks, by the key in the address and the token of a join."""
+    headers = {"apikey": request.query.get("apikey", ""), "Authorization": f"Bearer {token}"}
+    return claims_of(request.clone(headers=headers))
+
+
 async def _reply(socket: web.WebSocketResponse, topic: str, ref: str | None, response: dict[str, Any]) -> None:
     payload = {"status": "ok", "response": response}
     await _send(socket, {"event": "phx_reply", "payload": payload, "topic": topic, "ref": ref})
@@ -183,7 +215,13 @@ async def _reply(socket: web.WebSocketResponse, topic: str, ref: str | None, res
 async def _send(socket: web.WebSocketResponse, frame: dict[str, Any]) -> None:
     with suppress(ConnectionError):  # who has gone hears nothing
         if not socket.closed:
-            await socket.send_str(json.dumps(frame))
+            await socket.send_str(json.dumps(_as_array(frame) if socket[ARRAYS] else frame))
+
+
+def _as_array(frame: dict[str, Any]) -> list[Any]:
+    """A frame of protocol 2.0.0. What ends a channel names its join; elsewhere that may be left out."""
+    ends = frame["event"] in ("phx_close", "phx_error")
+    return [frame["ref"] if ends else None, None if ends else frame["ref"], frame["topic"], frame["event"], frame["payload"]]
 
 
 @contextmanager
@@ -207,7 +245,8 @@ def supabase(dsn: str) -> Iterator[tuple[PostgrestServer, RealtimeServer]]:
     """Both stand-ins under one address, before one database, whose changes Realtime tells."""
     faults = Faults()
     with loop_in_thread() as loop:
-        routes, server = Postgrest(dsn, faults), RealtimeServer(loop)
+        routes = Postgrest(dsn, faults)
+        server = RealtimeServer(loop, look=routes.visible)
 
         async def follow(_app: web.Application) -> AsyncIterator[None]:
             sql = await asyncpg.connect(dsn)

@@ -72,7 +72,9 @@ def wait_for(dsn: str) -> None:
 
 async def test_the_first_mask_on_supabases_postgres_and_minio(supabase_dsn: str, minio: str, tmp_path: Path) -> None:
     await migrate(supabase_dsn, plain=False, dry_run=False, said=print)
-    s3: Any = boto3.client("s3", endpoint_url=minio, aws_access_key_id="maskd", aws_secret_access_key=SECRET, region_name="us-east-1")
+    s3: Any = boto3.client(
+        "s3", endpoint_url=minio, aws_access_key_id="maskd", aws_secret_access_key=SECRET, region_name="us-east-1"
+    )
     s3.create_bucket(Bucket=BUCKET)
     settings = environment(supabase_dsn, tmp_path, R2_ENDPOINT=minio, R2_ACCESS_KEY_ID="maskd", R2_SECRET_ACCESS_KEY=SECRET)
     client = await TaskClient.connect(supabase_dsn)
