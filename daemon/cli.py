@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from daemon.commands import demo, migrate, retry, run, status, submit, weights
+from daemon.commands import demo, doctor, migrate, retry, run, status, submit, weights
 from models.weights import WeightsError
 from storage.base import ConfigurationError, RefusedError, UnavailableError
 
@@ -14,7 +14,7 @@ EXIT_FAILED = 1
 EXIT_CONFIGURATION = 78
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="The mask daemon.")
-for command in (run.run, demo.demo, migrate.migrate, submit.submit, status.status, retry.retry):
+for command in (run.run, demo.demo, migrate.migrate, submit.submit, status.status, retry.retry, doctor.doctor):
     app.command()(command)
 app.add_typer(weights.app, name="weights")
 

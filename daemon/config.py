@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import parse_qs, urlsplit
@@ -19,6 +19,7 @@ from storage.base import ConfigurationError
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+DATABASE = ("DATABASE_URL", "MASKD_DB_CA", "MASKD_DB_POOLER")
 
 
 def _named(name: str, default: Any, **limits: Any) -> Any:
@@ -35,6 +36,7 @@ class Config(BaseModel):
     supabase_url: str | None = _named("SUPABASE_URL", None)
     supabase_service_key: SecretStr | None = _named("SUPABASE_SERVICE_KEY", None)
     db_ca: Path | None = _named("MASKD_DB_CA", None)
+    db_pooler: str = _named("MASKD_DB_POOLER", "auto", pattern="^(auto|transaction|none)$")
     r2_endpoint: str | None = _named("R2_ENDPOINT", None)
     r2_access_key_id: SecretStr | None = _named("R2_ACCESS_KEY_ID", None)
     r2_secret_access_key: SecretStr | None = _named("R2_SECRET_ACCESS_KEY", None)
@@ -135,8 +137,7 @@ def known_names() -> frozenset[str]:
 
 def load(environ: Mapping[str, str] | None = None, env_file: Path = Path(".env")) -> Config:
     """The configuration of this process. Raises ConfigurationError that lists every mistake, one a line, without values."""
-    found = dict(os.environ if environ is None else environ)
-    merged = {**{key: value for key, value in dotenv_values(env_file).items() if value is not None}, **found}
+    merged = _found(environ, env_file)
     values = {key: value for key, value in merged.items() if value != "" and key in known_names()}
     if "MASKD_CPU_THREADS" not in values and merged.get("OMP_NUM_THREADS", "").isdigit():
         values["MASKD_CPU_THREADS"] = merged["OMP_NUM_THREADS"]
@@ -218,33 +219,46 @@ def _sentence(detail: Mapping[str, Any]) -> str:
     return f"{where}: {message}" if where else message
 
 
-def database_url(environ: Mapping[str, str] | None = None, env_file: Path = Path(".env")) -> str:
-    """DATABASE_URL alone, for commands that need nothing else."""
-    found = {**dotenv_values(env_file), **dict(os.environ if environ is None else environ)}
-    url = found.get("DATABASE_URL") or ""
-    if mistake := _mistake_in(url):
+def database_config(environ: Mapping[str, str] | None = None, env_file: Path = Path(".env")) -> Config:
+    """A configuration with DATABASE_URL and how to get there, for commands that need nothing else."""
+    config = _only(DATABASE, environ, env_file)
+    if mistake := _mistake_in(None if config.database_url is None else config.database_dsn()):
         raise ConfigurationError(mistake)
-    return url
+    return config
 
 
 def has_database_url(environ: Mapping[str, str] | None = None, env_file: Path = Path(".env")) -> bool:
     """Whether DATABASE_URL is set, for a command that can do without."""
-    return bool({**dotenv_values(env_file), **dict(os.environ if environ is None else environ)}.get("DATABASE_URL"))
+    return bool(_found(environ, env_file).get("DATABASE_URL"))
 
 
 def store_config(environ: Mapping[str, str] | None = None, env_file: Path = Path(".env")) -> Config:
     """A configuration that says where the queue is and nothing else, for commands that need no more."""
-    found = {**dotenv_values(env_file), **dict(os.environ if environ is None else environ)}
-    names = ("DATABASE_URL", "SUPABASE_URL", "SUPABASE_SERVICE_KEY", "MASKD_DB_CA")
-    values = {name: value for name in names if (value := found.get(name))}
-    if mistake := _mistake_in_database(values):
+    found = _found(environ, env_file)
+    if mistake := _mistake_in_database({name: value for name, value in found.items() if value}):
         raise ConfigurationError(mistake)
-    return Config.model_validate(values)
+    return _only((*DATABASE, "SUPABASE_URL", "SUPABASE_SERVICE_KEY"), environ, env_file)
+
+
+def _only(names: Sequence[str], environ: Mapping[str, str] | None, env_file: Path) -> Config:
+    """These settings, and the defaults of all others. Raises ConfigurationError."""
+    found = _found(environ, env_file)
+    try:
+        return Config.model_validate({name: value for name in names if (value := found.get(name))})
+    except ValidationError as error:
+        mistakes = [_sentence(dict(detail)) for detail in error.errors(include_url=False, include_input=False)]
+        raise ConfigurationError("\n".join(mistakes)) from None
+
+
+def _found(environ: Mapping[str, str] | None, env_file: Path) -> dict[str, str]:
+    """The environment over the file."""
+    inside = {name: value for name, value in dotenv_values(env_file).items() if value is not None}
+    return {**inside, **(os.environ if environ is None else environ)}
 
 
 def weights_settings(environ: Mapping[str, str] | None = None, env_file: Path = Path(".env")) -> tuple[Path, SecretStr | None]:
     """MASKD_WEIGHTS_DIR and HF_TOKEN alone, for commands that need nothing else."""
-    found = {**dotenv_values(env_file), **dict(os.environ if environ is None else environ)}
+    found = _found(environ, env_file)
     token = found.get("HF_TOKEN")
     folder = Path(found.get("MASKD_WEIGHTS_DIR") or Config.model_fields["weights_dir"].default)
     return folder.expanduser(), SecretStr(token) if token else None

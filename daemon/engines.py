@@ -149,7 +149,7 @@ class Host:
             return "sam3"
         names = [name for name in GPU_ORDER[role] if self.on_gpu(name)]
         names += [name for name in CPU_ORDER[role] if not self.on_gpu(name)]
-        return next((name for name in names if name not in self.only_texts and self._can(name)), None)
+        return next((name for name in names if name not in self.only_texts and self.can(name)), None)
 
     def on_gpu(self, name: str) -> bool:
         """Whether an engine runs on a GPU here."""
@@ -168,7 +168,8 @@ class Host:
         """The folder of LaMa's ONNX file."""
         return weights.found(weights.network(LAMA_FOR_ORT), self.folder)
 
-    def _can(self, name: str) -> bool:
+    def can(self, name: str) -> bool:
+        """Whether an engine's files and packages are here; looks at none of them."""
         if name == "lama" and self.lama_for_ort() is not None and ort.available():
             return True
         if name in TORCH:

@@ -220,12 +220,12 @@ class Daemon:
 
 def build(config: Config, handlers: Mapping[str, Handler] | None = None) -> Daemon:
     """A daemon made of the real adapters; `handlers` replaces the discovered kinds."""
-    kinds = _wanted(discover(), config.kinds) if handlers is None else handlers
+    kinds = wanted_kinds(discover(), config.kinds) if handlers is None else handlers
     cache = EmbeddingCache(config.embedding_cache_mb * MB, config.session_ttl_seconds)
     return Daemon(config, kinds, build_blobs(config), cache, build_session_store(config))
 
 
-def _wanted(kinds: Mapping[str, Handler], names: str) -> Mapping[str, Handler]:
+def wanted_kinds(kinds: Mapping[str, Handler], names: str) -> Mapping[str, Handler]:
     """The kinds that this host may serve by its settings. Raises ConfigurationError for a name that is none."""
     if names == "all":
         return kinds

@@ -5,12 +5,15 @@ Enters: Config. Leaves: a TaskStore, the wake sources beside it, and the name th
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 import structlog
 
 from daemon.config import Config
 from storage.base import TaskStore, WakeSource
 from storage.notify import NotifyWake
-from storage.postgres import PostgresStore, is_transaction_pooler
+from storage.postgres import PostgresStore, translate
+from storage.way import LISTEN_HINT, Seen, Way, is_transaction_pooler, look, tls
 
 log = structlog.get_logger(__name__)
 
@@ -22,7 +25,7 @@ def build_store(config: Config) -> TaskStore:
         from storage.supabase import SupabaseStore  # here: it loads a third of a second of libraries
 
         return SupabaseStore(*_supabase(config), timeout_seconds=timeout_seconds)
-    return PostgresStore(config.database_dsn(), timeout_seconds=timeout_seconds, ca_file=_ca_file(config))
+    return PostgresStore(config.database_dsn(), timeout_seconds=timeout_seconds, way=way_of(config))
 
 
 def build_sources(config: Config) -> list[WakeSource]:
@@ -33,8 +36,29 @@ def build_sources(config: Config) -> list[WakeSource]:
         return [RealtimeWake(*_supabase(config))]
     if config.supabase_url is not None:
         log.info("store.chosen", by="DATABASE_URL", unused="SUPABASE_URL")
-    dsn = config.database_dsn()
-    return [] if is_transaction_pooler(dsn) else [NotifyWake(dsn, ca_file=_ca_file(config))]
+    dsn, way = config.database_dsn(), way_of(config)
+    if is_transaction_pooler(dsn, way):
+        reason = f"a pooler in transaction mode cannot LISTEN: rows are found every {config.poll_unproven_seconds:g} s"
+        log.warning("wake.poll_only", reason=reason, instead=LISTEN_HINT.partition(", or ")[2])
+        return []
+    return [NotifyWake(dsn, way=way)]
+
+
+def way_of(config: Config) -> Way:
+    """How to reach DATABASE_URL. Raises ConfigurationError when MASKD_DB_CA is no certificate."""
+    return Way(None if config.db_ca is None else tls(str(config.db_ca.expanduser())), config.db_pooler)
+
+
+async def look_at_way(config: Config) -> Seen:
+    """What the way to the database is like. Raises UnavailableError, ConfigurationError."""
+    if config.database_url is None:
+        url = urlsplit(_supabase(config)[0])
+        https = url.scheme == "https"
+        return Seen(False, url.hostname in ("127.0.0.1", "localhost", "::1"), "HTTPS" if https else None, https, 0.0)
+    try:
+        return await look(config.database_dsn(), way_of(config), config.database_timeout_seconds)
+    except Exception as error:
+        raise translate(error) from error
 
 
 def address(config: Config) -> str:
@@ -45,7 +69,3 @@ def address(config: Config) -> str:
 def _supabase(config: Config) -> tuple[str, str]:
     assert config.supabase_url is not None and config.supabase_service_key is not None, "load() has asked for one of both"
     return config.supabase_url, config.supabase_service_key.get_secret_value()
-
-
-def _ca_file(config: Config) -> str | None:
-    return None if config.db_ca is None else str(config.db_ca)

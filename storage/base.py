@@ -16,6 +16,10 @@ class ConfigurationError(Exception):
     """A shared service refuses us: wrong key, missing grant, unknown schema. The message says what to mend."""
 
 
+class SchemaError(ConfigurationError):
+    """The database answers, but its schema is not ours yet, or not all of it; the message names the command that mends it."""
+
+
 class RefusedError(Exception):
     """The database does not take these values (a NUL, a number too large); without them the rest may pass."""
 
@@ -58,6 +62,10 @@ class BlobStore(Protocol):
 
     def probe(self) -> None:
         """One cheap round trip that proves the store answers and the credentials hold."""
+        ...
+
+    def describe(self) -> str:
+        """Where blobs lie, and what is particular about it; no secret."""
         ...
 
 
@@ -205,6 +213,10 @@ class TaskStore(Protocol):
         """The queue at a glance: tasks by kind and status, kinds, workers, last errors."""
         ...
 
+    async def checkup(self) -> dict[str, Any]:
+        """What the database finds of itself, as `maskd.checkup()` tells it: grants, triggers, indexes, policies and the like."""
+        ...
+
     async def probe(self) -> None:
         """One cheap round trip."""
         ...
@@ -265,6 +277,10 @@ class WakeSource(Protocol):
     async def run(self, wake: Callable[[], None], proven: Callable[[bool], None]) -> None:
         """Run until cancelled. Calls `wake` on every hint and after every (re)subscription, `proven(True)` once the way is
         proven from end to end and `proven(False)` when that ends. Never raises for what the world does."""
+        ...
+
+    async def prove(self) -> None:
+        """Once from connecting to the proof. Raises UnavailableError or ConfigurationError with what is in the way."""
         ...
 
     def polled(self, tasks: Sequence[Task]) -> None:

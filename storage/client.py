@@ -16,6 +16,7 @@ import asyncpg
 
 from storage.base import ConfigurationError
 from storage.postgres import translate
+from storage.way import BY_DSN, Way, connect
 
 FINAL = ("done", "error", "canceled")
 COLUMNS = """id::text, kind, status, attempts, deaths, source_image_url, mask_image_url, masks_url, result_image_url,
@@ -37,11 +38,9 @@ class TaskClient:
         self._connection = connection
 
     @classmethod
-    async def connect(cls, dsn: str, timeout_seconds: float = 10.0) -> Self:
+    async def connect(cls, dsn: str, timeout_seconds: float = 10.0, way: Way = BY_DSN) -> Self:
         try:
-            connection = await asyncpg.connect(
-                dsn, timeout=timeout_seconds, command_timeout=timeout_seconds, statement_cache_size=0
-            )
+            connection = await connect(dsn, way, "maskd client", timeout_seconds, command_seconds=timeout_seconds)
         except Exception as error:
             raise translate(error) from error
         return cls(connection)

@@ -17,6 +17,7 @@ import asyncpg
 from storage.base import ConfigurationError
 from storage.postgres import translate
 from storage.schema import migration_files
+from storage.way import BY_DSN, Way, connect
 
 PROJECT_FILE = re.compile(r"^([0-9]+)_(.*)\.sql$")  # what the Supabase CLI takes for a migration
 RECORDS = re.compile(r"insert into maskd\.migrations \(version, name\) values \('([0-9]{14})'")
@@ -57,12 +58,10 @@ class Export:
 NO_HISTORIES = Histories({}, frozenset())
 
 
-async def histories(dsn: str) -> Histories:
+async def histories(dsn: str, way: Way = BY_DSN) -> Histories:
     """Read both histories; empty where there is none. Raises UnavailableError or ConfigurationError."""
     try:
-        connection = await asyncpg.connect(
-            dsn, timeout=10, command_timeout=10, statement_cache_size=0, server_settings={"application_name": "maskd migrate"}
-        )
+        connection = await connect(dsn, way, "maskd migrate", 10, command_seconds=10)
     except Exception as error:
         raise translate(error) from error
     try:

@@ -86,6 +86,10 @@ class FileBlobs:
         except OSError as error:
             raise _said(error, "write") from error
 
+    def describe(self) -> str:
+        """The folder."""
+        return f"folder {self._root.absolute()}"
+
     @contextmanager
     def _staged(self, data: bytes) -> Iterator[Path]:
         """A file with `data`, on disk, in the incoming folder; gone afterwards unless it was moved."""

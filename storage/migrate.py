@@ -1,20 +1,22 @@
-"""Applies `migrations/` to a database, each file in one transaction, under a lock; forward only.
+"""Applies `migrations/` to a database, each file in one transaction, under a lock of that transaction; forward only.
 
 Enters: a DSN. Leaves: the names applied. Keeps its own history in maskd.migrations, and Supabase's as far as that is ours.
+Nothing is left to the session, which a pooler in transaction mode would not keep.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
 
-from storage.base import ConfigurationError
+from storage.base import ConfigurationError, UnavailableError
 from storage.postgres import translate
 from storage.schema import migration_files, plain_file
+from storage.way import BY_DSN, Way, connect
 
 LOCK_KEY = 7_102_026
 SUPABASE_HISTORY = """
@@ -37,31 +39,29 @@ class Plan:
     foreign_history: bool
 
 
-async def migrate(dsn: str, *, plain: bool, dry_run: bool, said: Callable[[str], None], timeout_seconds: float = 120.0) -> Plan:
+async def migrate(
+    dsn: str, *, plain: bool, dry_run: bool, said: Callable[[str], None], timeout_seconds: float = 120.0, way: Way = BY_DSN
+) -> Plan:
     """Bring the database up to date; `said` hears a line per step. Raises ConfigurationError with a sentence for the operator."""
     try:
-        connection = await asyncpg.connect(
-            dsn, timeout=10, command_timeout=timeout_seconds, server_settings={"application_name": "maskd migrate"}
-        )
+        connection = await connect(dsn, way, "maskd migrate", 10, command_seconds=timeout_seconds)
     except Exception as error:
         raise translate(error) from error
     try:
-        async with asyncio.timeout(timeout_seconds):
-            await connection.execute("select pg_advisory_lock($1)", LOCK_KEY)
         plan = await _plan(connection)
         if not dry_run:
             await _apply(connection, plan, plain, said)
         return plan
     except asyncpg.PostgresError as error:
         raise ConfigurationError(str(error)) from error
+    except TimeoutError as error:
+        raise UnavailableError(f"a statement took longer than {timeout_seconds:g} s; does somebody else migrate?") from error
     finally:
         connection.terminate()
 
 
 async def _plan(connection: asyncpg.Connection) -> Plan:
-    applied: set[str] = set()
-    if await connection.fetchval("select to_regclass('maskd.migrations') is not null"):
-        applied = {row[0] for row in await connection.fetch("select version from maskd.migrations")}
+    applied = await _applied(connection)
     files = migration_files()
     history: set[str] = set()
     if await connection.fetchval("select to_regclass('supabase_migrations.schema_migrations') is not null"):
@@ -80,30 +80,45 @@ async def _plan(connection: asyncpg.Connection) -> Plan:
 async def _apply(connection: asyncpg.Connection, plan: Plan, plain: bool, said: Callable[[str], None]) -> None:
     if plain:
         said("plain: roles, auth schema and publication, as far as they are missing")
-        await _run(connection, plain_file())
+        async with _alone(connection):
+            await connection.execute(_text(plain_file()))
     elif plan.lacks_supabase:
         raise ConfigurationError(
             "This database lacks what Supabase has (auth.users, auth.uid(), the role service_role). "
             "If it is a plain Postgres, run: maskd migrate --plain"
         )
     for file in plan.pending:
-        said(f"apply {file.name}")
-        await _run(connection, file)
+        async with _alone(connection):
+            if _version(file) in await _applied(connection):
+                continue  # by somebody else, who held the lock before
+            said(f"apply {file.name}")
+            await connection.execute(_text(file))
     if plan.foreign_history:
         said("supabase history has migrations of its own: left alone")
     else:
         await _record(connection)
 
 
-async def _run(connection: asyncpg.Connection, file: Path) -> None:
+@asynccontextmanager
+async def _alone(connection: asyncpg.Connection) -> AsyncIterator[None]:
+    """A transaction in which nobody else migrates, and whose settings end with it."""
     async with connection.transaction():
-        await connection.execute(_text(file))
-    await connection.execute("reset all")
+        await connection.execute(f"select pg_advisory_xact_lock({LOCK_KEY})")
+        # Touching a table makes the session hear of what others created while it waited; waiting alone does not.
+        await connection.execute("select from pg_catalog.pg_namespace limit 0")
+        yield
+        await connection.execute("reset all")
+
+
+async def _applied(connection: asyncpg.Connection) -> set[str]:
+    if not await connection.fetchval("select to_regclass('maskd.migrations') is not null"):
+        return set()
+    return {row[0] for row in await connection.fetch("select version from maskd.migrations")}
 
 
 async def _record(connection: asyncpg.Connection) -> None:
     """So that `supabase migration list` agrees, and `supabase migration fetch` gets the files."""
-    async with connection.transaction():
+    async with _alone(connection):
         await connection.execute(SUPABASE_HISTORY)
         await connection.executemany(
             RECORD,

@@ -10,17 +10,26 @@ import asyncio
 import random
 import secrets
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import asyncpg
 import structlog
 
-from storage.base import Task
-from storage.postgres import tls, translate
+from storage.base import ConfigurationError, Task
+from storage.postgres import translate
+from storage.way import BY_DSN, LISTEN_HINT, Way, connect, is_pooled
 
 log = structlog.get_logger(__name__)
 
 CHANNEL = "maskd"
+POOLER_SECONDS = 300.0
+"""Between tries while a pooler in transaction mode is in between."""
+
+
+class NoListenError(Exception):
+    """A pooler in transaction mode is in between: what one connection hears may be told to another, or to none."""
+
+    def __init__(self) -> None:
+        super().__init__(f"a pooler in transaction mode is in between, which cannot LISTEN; {LISTEN_HINT}")
 
 
 class NotifyWake:
@@ -35,13 +44,13 @@ class NotifyWake:
         probe_seconds: float = 10.0,
         timeout_seconds: float = 5.0,
         backoff_seconds_max: float = 10.0,
-        ca_file: str | None = None,
+        way: Way = BY_DSN,
     ) -> None:
         self._dsn = dsn
         self._probe_seconds = probe_seconds
         self._timeout = timeout_seconds
         self._backoff_max = backoff_seconds_max
-        self._ca_file = ca_file
+        self._way = way
 
     async def run(self, wake: Callable[[], None], proven: Callable[[bool], None]) -> None:
         failures = 0
@@ -64,6 +73,9 @@ class NotifyWake:
                 EOFError,
             ) as error:
                 log.warning("wake.lost", source=self.name, reason=str(translate(error)))
+            except NoListenError as error:
+                log.warning("wake.impossible", source=self.name, reason=str(error))
+                await asyncio.sleep(POOLER_SECONDS)
             finally:
                 proven(False)
             failures = 0 if lived else failures + 1
@@ -71,20 +83,20 @@ class NotifyWake:
                 random.uniform(0.05, 0.15) if lived else min(self._backoff_max, 0.2 * 2**failures) * random.uniform(0.5, 1)
             )
 
+    async def prove(self) -> None:
+        try:
+            await self._epoch(_nothing, _nothing, once=True)
+        except NoListenError as error:
+            raise ConfigurationError(str(error)) from error
+        except Exception as error:
+            raise translate(error) from error
+
     def polled(self, tasks: Sequence[Task]) -> None:
         """Nothing: the proof is the round trip, and notifications name no task."""
 
-    async def _epoch(self, wake: Callable[[], None], proven: Callable[[bool], None]) -> None:
-        """One connection from LISTEN to its end; raises when it ends."""
-        options: dict[str, Any] = {} if self._ca_file is None else {"ssl": tls(self._ca_file)}
-        connection = await asyncpg.connect(
-            self._dsn,
-            timeout=self._timeout,
-            command_timeout=self._timeout,
-            statement_cache_size=0,
-            server_settings={"application_name": "maskd listen"},
-            **options,
-        )
+    async def _epoch(self, wake: Callable[[], None], proven: Callable[[bool], None], once: bool = False) -> None:
+        """One connection from LISTEN to its end, or to its first proof; raises when it ends."""
+        connection = await self._connect("maskd listen")
         try:
             echo, ended = asyncio.Event(), asyncio.Event()
             own_channel = f"maskd_probe_{secrets.token_hex(8)}"
@@ -92,6 +104,8 @@ class NotifyWake:
             async with asyncio.timeout(self._timeout):
                 await connection.add_listener(own_channel, lambda *_: echo.set())
                 await connection.add_listener(CHANNEL, lambda *_: wake())
+            if await is_pooled(connection):
+                await self._prove_from_outside(own_channel, echo)
             wake()  # whatever was announced before this LISTEN
             while not ended.is_set():
                 echo.clear()
@@ -99,10 +113,28 @@ class NotifyWake:
                     await connection.execute(f"notify {own_channel}")
                     await echo.wait()
                 proven(True)
+                if once:
+                    return
                 await self._wait(ended)
             raise ConnectionResetError("the server ended the connection")
         finally:
             connection.terminate()
+
+    async def _prove_from_outside(self, channel: str, echo: asyncio.Event) -> None:
+        """Behind a pooler a connection may hear itself by luck: what another one tells must arrive too."""
+        other = await self._connect("maskd probe")
+        try:
+            await other.execute(f"notify {channel}")
+        finally:
+            other.terminate()
+        try:
+            async with asyncio.timeout(self._timeout):
+                await echo.wait()
+        except TimeoutError:
+            raise NoListenError from None
+
+    async def _connect(self, name: str) -> asyncpg.Connection:
+        return await connect(self._dsn, self._way, name, self._timeout, command_seconds=self._timeout)
 
     async def _wait(self, ended: asyncio.Event) -> None:
         try:
@@ -110,3 +142,7 @@ class NotifyWake:
                 await ended.wait()
         except TimeoutError:
             return
+
+
+def _nothing(*_: object) -> None:
+    """Nobody waits for it."""

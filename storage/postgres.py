@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
 import ssl
 import time
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 import asyncpg
 
@@ -22,16 +22,20 @@ from storage.base import (
     ConfigurationError,
     Outcome,
     RefusedError,
+    SchemaError,
     Task,
     Tombstone,
     UnavailableError,
     Verdict,
 )
 from storage.schema import migration_files
+from storage.way import BY_DSN, LISTEN_HINT, Way, connect
 
-TRANSACTION_POOLER_PORT = 6543
 IDLE_SECONDS_MAX = 60.0
 REFUSED_CREDENTIALS = ("28", "3D", "42501", "42883", "3F")  # authorization, no such database, grant, function, schema
+NO_SESSION = ("26000", "42P05")  # a prepared statement that another server connection has, or has not
+UNKNOWN_PARAMETER = "unsupported startup parameter"  # a pooler's answer to what DATABASE_URL carries
+NO_TLS = "rejected SSL upgrade"
 
 CLAIM = "select * from maskd.claim($1, $2, $3, $4)"
 CLAIM_SUSPECTS = "select * from maskd.claim_suspects($1, $2, $3, $4)"
@@ -42,22 +46,14 @@ OWNER = "select user_id::text from public.projects where id = $1::text::uuid"
 TEMPLATES = "select value from maskd.settings where key = 'key_templates'"
 
 
-def tls(ca_file: str | None) -> ssl.SSLContext | None:
-    """A context that verifies chain and host name against `ca_file`; None leaves it to the DSN."""
-    return None if ca_file is None else ssl.create_default_context(cafile=ca_file)
-
-
-def is_transaction_pooler(dsn: str) -> bool:
-    """Whether the DSN leads to a pooler in transaction mode: no LISTEN, no prepared statements."""
-    return urlsplit(dsn).port == TRANSACTION_POOLER_PORT
-
-
 def translate(error: BaseException) -> Exception:
     """What a failed database call means to the rest of maskd. Messages carry no DSN."""
     if isinstance(error, asyncpg.PostgresError):
         state = error.sqlstate or ""
         sentence = f"the database answered {state}: {error.args[0] if error.args else type(error).__name__}"
-        if state.startswith(REFUSED_CREDENTIALS):
+        if state in NO_SESSION:
+            return ConfigurationError(f"{sentence}; a pooler in transaction mode is in between: {LISTEN_HINT}")
+        if state.startswith(REFUSED_CREDENTIALS) or UNKNOWN_PARAMETER in sentence:
             return ConfigurationError(sentence)
         if state.startswith(("08", "25", "40", "53", "55", "57", "58", "XX")):  # 25: read-only, as after a failover; XX: poolers
             return UnavailableError(sentence)
@@ -65,6 +61,15 @@ def translate(error: BaseException) -> Exception:
     if isinstance(error, asyncpg.ClientConfigurationError):
         reason = re.sub(r",? got .*|: '.*", "", str(error.args[0]), flags=re.DOTALL)  # it quotes what it did not understand
         return ConfigurationError(f"DATABASE_URL is not understood: {reason}")
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return ConfigurationError(
+            f"the database's certificate is not accepted ({error.verify_message}); MASKD_DB_CA must be the"
+            " authority that signed it, and DATABASE_URL must name the host as the certificate does"
+        )
+    if isinstance(error, ConnectionError) and NO_TLS in str(error):
+        return ConfigurationError("the database speaks no TLS, which MASKD_DB_CA or the sslmode of DATABASE_URL asks for")
+    if isinstance(error, socket.gaierror):
+        return UnavailableError("the database does not answer: the host name of DATABASE_URL is not known here")
     if isinstance(error, (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError, EOFError)):
         return UnavailableError(f"the database does not answer ({type(error).__name__})")
     raise error
@@ -75,14 +80,12 @@ class Lines:
     waits for the server's consent to drop one; here one whose call was cut off is simply thrown away: calls may be replayed.
     """
 
-    def __init__(self, dsn: str, most: int, timeout_seconds: float, ca_file: str | None) -> None:
+    def __init__(self, dsn: str, most: int, timeout_seconds: float, way: Way) -> None:
         self._dsn = dsn
+        self._way = way
         self._timeout = timeout_seconds
         self._turns = asyncio.Semaphore(most)
         self._idle: list[tuple[float, str, asyncpg.Connection]] = []
-        self._options: dict[str, Any] = {"statement_cache_size": 0} if is_transaction_pooler(dsn) else {}
-        if ca_file is not None:
-            self._options["ssl"] = tls(ca_file)
 
     async def fetch(self, query: str, args: Sequence[Any]) -> list[asyncpg.Record]:
         """One call on a free connection; TimeoutError past the time-out, waiting for a connection included."""
@@ -122,15 +125,14 @@ class Lines:
             self._idle.append((time.monotonic(), query, connection))
 
     async def _connect(self) -> asyncpg.Connection:
-        settings = {"application_name": "maskd"}
-        return await asyncpg.connect(self._dsn, timeout=self._timeout, server_settings=settings, **self._options)
+        return await connect(self._dsn, self._way, "maskd", self._timeout, prepares=True)
 
 
 class PostgresStore:
     """TaskStore over a small pool of connections; a lost connection is replaced by the next call."""
 
-    def __init__(self, dsn: str, *, connections_max: int = 6, timeout_seconds: float = 10.0, ca_file: str | None = None) -> None:
-        self._lines = Lines(dsn, connections_max, timeout_seconds, ca_file)
+    def __init__(self, dsn: str, *, connections_max: int = 6, timeout_seconds: float = 10.0, way: Way = BY_DSN) -> None:
+        self._lines = Lines(dsn, connections_max, timeout_seconds, way)
 
     async def open(self) -> None:
         try:
@@ -199,21 +201,23 @@ class PostgresStore:
         found: dict[str, Any] = json.loads(await self._value("select maskd.status()"))
         return found
 
+    async def checkup(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(await self._value("select maskd.checkup()"))
+        return found
+
     async def probe(self) -> None:
         await self._value("select 1")
 
     async def _check_version(self) -> None:
         known = [file.name.partition("_")[0] for file in migration_files()]
         if await self._value("select to_regclass('maskd.migrations') is null"):
-            raise ConfigurationError(
+            raise SchemaError(
                 "This database has no maskd schema; run: maskd migrate (on a plain Postgres: maskd migrate --plain)"
             )
         applied = {row[0] for row in await self._fetch("select version from maskd.migrations")}
         missing = [version for version in known if version not in applied]
         if missing:
-            raise ConfigurationError(
-                f"The database schema lacks {len(missing)} migration(s), first {missing[0]}; run: maskd migrate"
-            )
+            raise SchemaError(f"The database schema lacks {len(missing)} migration(s), first {missing[0]}; run: maskd migrate")
 
     @staticmethod
     def _claimed(token: str, rows: Sequence[asyncpg.Record]) -> Claimed:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any
+from urllib.parse import urlsplit
 
 import boto3
 from botocore.config import Config
@@ -108,6 +109,12 @@ class R2Blobs:
     def probe(self) -> None:
         """List one key: proves the address, the credentials and the bucket. Raises ConfigurationError, UnavailableError."""
         self._call("list_objects_v2", MaxKeys=1)
+
+    def describe(self) -> str:
+        """Bucket, host, and when checksums are sent: R2 takes only what is `when_required`."""
+        meta = self._client.meta
+        place = f"bucket {self._bucket} at {urlsplit(meta.endpoint_url).netloc}"
+        return f"{place}, checksums {meta.config.request_checksum_calculation}"
 
     def _pages(self, prefix: str, limit: int) -> Iterator[Sequence[str]]:
         asked: dict[str, Any] = {"Prefix": prefix, "MaxKeys": min(limit, _KEYS_A_LIST)}

@@ -19,7 +19,7 @@ import structlog
 from realtime import AsyncRealtimeChannel, AsyncRealtimeClient, RealtimeSubscribeStates
 from realtime.types import RealtimePostgresChangesListenEvent as Change
 
-from storage.base import Task
+from storage.base import Task, UnavailableError
 
 log = structlog.get_logger(__name__)
 
@@ -129,6 +129,13 @@ class RealtimeWake:
             failures = 0 if lived else min(failures + 1, 11)
             await asyncio.sleep(min(self._backoff_max, self._backoff * 2 ** max(0, failures - 1)) * random.uniform(0.5, 1))
 
+    async def prove(self) -> None:
+        try:
+            await self._listen(Epoch(), lambda: None, lambda _: None, once=True)
+        except Exception as error:
+            reason = str(error) if isinstance(error, EpochEndedError) else type(error).__name__
+            raise UnavailableError(f"Realtime does not tell: {reason}".replace(self._key, "***")) from None
+
     def polled(self, tasks: Sequence[Task]) -> None:
         """Rows that became pending while we listened, were not announced and have waited long: the server has stopped telling."""
         epoch = self._epoch
@@ -142,8 +149,8 @@ class RealtimeWake:
             self._trusted = False
             epoch.end("deaf: the poll found rows that were not announced (are grants and publication in order?)")
 
-    async def _listen(self, epoch: Epoch, wake: Callable[[], None], proven: Callable[[bool], None]) -> None:
-        """One epoch, from the connection to its end; raises when it ends."""
+    async def _listen(self, epoch: Epoch, wake: Callable[[], None], proven: Callable[[bool], None], once: bool = False) -> None:
+        """One epoch, from the connection to its end, or until the server listens; raises when it ends."""
         client = AsyncRealtimeClient(
             self._url, self._key, auto_reconnect=False, max_retries=1, timeout=max(1, round(self._ready_seconds))
         )
@@ -160,7 +167,7 @@ class RealtimeWake:
                 while epoch.live_at is None:
                     epoch.check()
                     await epoch.change()
-            while True:
+            while not once:
                 await self._wait(epoch)
                 epoch.check()
                 await self._ping(client)

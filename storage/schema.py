@@ -9,6 +9,12 @@ import re
 from pathlib import Path
 
 FILE_NAME = re.compile(r"^([0-9]{14})_([a-z0-9_]+)\.sql$")
+TABLES = ("users_profile", "projects", "usage_logs", "segmentation_results")
+MADE = re.compile(
+    r"\b(?P<verb>create|drop) (?:or replace )?(?:unique )?(?P<what>index|trigger|policy) (?:if (?:not )?exists )?(?P<name>\w+)"
+    r"(?: on public\.(?P<table>\w+|%I))?"
+)
+"""A statement that makes or drops something by name; %I stands for each of the tables in turn."""
 
 
 def migrations_dir() -> Path:
@@ -25,6 +31,23 @@ def migration_files() -> list[Path]:
         if FILE_NAME.match(file.name) is None:
             raise ValueError(f"{file.name} is not a migration's name: it must be <14 digits>_<name>.sql")
     return files
+
+
+def declared() -> dict[str, dict[str, str]]:
+    """What the migrations altogether make, by `index`, `trigger` and `policy`: names (of policies table.name), and the statement
+    that makes each, in one line."""
+    found: dict[str, dict[str, str]] = {"index": {}, "trigger": {}, "policy": {}}
+    for file in migration_files():
+        sql = file.read_text(encoding="utf-8")
+        for made in MADE.finditer(sql):
+            tables = TABLES if made["table"] == "%I" else (made["table"],)
+            names = [f"{table}.{made['name']}" for table in tables] if made["what"] == "policy" else [made["name"]]
+            statement = " ".join(sql[made.start() : sql.index(";", made.start())].split())
+            for name in names:
+                found[made["what"]].pop(name, None)
+                if made["verb"] == "create":
+                    found[made["what"]][name] = statement
+    return found
 
 
 def plain_file() -> Path:

@@ -21,6 +21,7 @@ from storage.base import (
     ConfigurationError,
     Outcome,
     RefusedError,
+    SchemaError,
     Task,
     Tombstone,
     UnavailableError,
@@ -41,7 +42,7 @@ def translate(status: int, code: str, message: str) -> Exception:
     """What an answer that is no success means to the rest of maskd: by PostgREST's or Postgres' code, else by the HTTP status."""
     sentence = f"Supabase answered {status} {code}: {message}"[:SENTENCE_CHARACTERS_MAX]
     if code == UNKNOWN_FUNCTION:
-        return ConfigurationError(
+        return SchemaError(
             "Supabase does not know maskd's functions; run: maskd migrate (or, if that was done just now, reload its schema"
             " cache: notify pgrst, 'reload schema')"
         )
@@ -131,6 +132,10 @@ class SupabaseStore:
         found: dict[str, Any] = await self._call("status")
         return found
 
+    async def checkup(self) -> dict[str, Any]:
+        found: dict[str, Any] = await self._call("checkup")
+        return found
+
     async def probe(self) -> None:
         await self._call("version")
 
@@ -151,9 +156,7 @@ class SupabaseStore:
         applied = set(await self._call("versions"))
         missing = [version for file in migration_files() if (version := file.name.partition("_")[0]) not in applied]
         if missing:
-            raise ConfigurationError(
-                f"The database schema lacks {len(missing)} migration(s), first {missing[0]}; run: maskd migrate"
-            )
+            raise SchemaError(f"The database schema lacks {len(missing)} migration(s), first {missing[0]}; run: maskd migrate")
 
     async def _call(self, function: str, **arguments: Any) -> Any:
         """The answer of public.maskd_<function>, within the time-out."""

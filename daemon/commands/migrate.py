@@ -10,7 +10,8 @@ from urllib.parse import parse_qs, urlsplit
 import anyio
 import typer
 
-from daemon.config import database_url, has_database_url
+from daemon.config import database_config, has_database_url
+from daemon.stores import way_of
 from storage import export as exports
 from storage import migrate as migrations
 from storage.base import ConfigurationError
@@ -38,11 +39,12 @@ def migrate(
 
 
 def _migrate(plain: bool, dry_run: bool) -> None:
-    url = database_url()
+    config = database_config()
+    url = config.database_dsn()
     typer.echo(f"database {place_of(url)}")
 
     async def go() -> migrations.Plan:
-        return await migrations.migrate(url, plain=plain, dry_run=dry_run, said=typer.echo)
+        return await migrations.migrate(url, plain=plain, dry_run=dry_run, said=typer.echo, way=way_of(config))
 
     plan = anyio.run(go)
     count = len(plan.applied) + len(plan.pending)
@@ -63,9 +65,9 @@ def _export(folder: Path, dry_run: bool) -> None:
     exports.check_folder(folder)
     known = exports.NO_HISTORIES
     if has_database_url():
-        url = database_url()
-        typer.echo(f"database {place_of(url)} (only read)")
-        known = anyio.run(exports.histories, url)
+        config = database_config()
+        typer.echo(f"database {place_of(config.database_dsn())} (only read)")
+        known = anyio.run(exports.histories, config.database_dsn(), way_of(config))
     plan = exports.plan_export(folder, known, datetime.now(UTC).replace(tzinfo=None))
     if not dry_run:
         exports.write(plan)

@@ -7,7 +7,8 @@ from typing import Annotated
 import anyio
 import typer
 
-from daemon.config import database_url
+from daemon.config import database_config
+from daemon.stores import way_of
 from storage.client import TaskClient
 
 
@@ -21,7 +22,8 @@ def retry(
         raise typer.BadParameter("name tasks, or an error code with --error")
 
     async def go() -> int:
-        client = await TaskClient.connect(database_url())
+        config = database_config()
+        client = await TaskClient.connect(config.database_dsn(), way=way_of(config))
         try:
             return await client.retry(ids or None, error, limit)
         finally:

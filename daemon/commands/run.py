@@ -32,6 +32,11 @@ def run() -> None:
 
 def set_up_log(config: Config) -> None:
     """Logging with this configuration's secrets redacted."""
+    log.set_up(config.log_level, config.log_format, secrets_of(config))
+
+
+def secrets_of(config: Config) -> list[str]:
+    """What of a configuration must never be shown."""
     keys = (
         config.supabase_service_key,
         config.r2_access_key_id,
@@ -45,7 +50,7 @@ def set_up_log(config: Config) -> None:
     for password in [urlsplit(url).password for url in urls]:
         if password is not None:
             secrets += [password, unquote(password)]
-    log.set_up(config.log_level, config.log_format, secrets)
+    return secrets
 
 
 async def serve(daemon: Daemon) -> int:

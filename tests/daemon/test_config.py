@@ -7,7 +7,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from daemon.config import database_url, load
+from daemon.config import database_config, load
 from daemon.stores import address, build_sources, build_store
 from storage.base import ConfigurationError
 from storage.postgres import PostgresStore, translate
@@ -57,7 +57,7 @@ def test_a_password_that_cuts_its_database_url_is_refused_without_showing_it(pas
     url = f"postgresql://someone:{password}@db/x"
     assert mistakes(DATABASE_URL=url) == [UNREADABLE]
     with pytest.raises(ConfigurationError) as caught:
-        database_url({"DATABASE_URL": url}, NOWHERE)
+        database_config({"DATABASE_URL": url}, NOWHERE)
     assert (str(caught.value), caught.value.__cause__, caught.value.__context__) == (UNREADABLE, None, None)
 
 
@@ -76,7 +76,7 @@ def test_a_database_url_without_a_host_or_with_no_such_port_is_refused(url: str)
 )
 def test_a_database_url_may_name_a_socket_or_escape_its_password(url: str) -> None:
     assert load({**GOOD, "DATABASE_URL": url}, NOWHERE).database_dsn() == url
-    assert database_url({"DATABASE_URL": url}, NOWHERE) == url
+    assert database_config({"DATABASE_URL": url}, NOWHERE).database_dsn() == url
 
 
 @pytest.mark.anyio
@@ -131,7 +131,7 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
     file.write_text("DATABASE_URL=postgresql://file/x\nMASKD_PORT=8001\nMASKD_BLOB_DIR=/tmp/file\n")
     config = load({"MASKD_PORT": "8002"}, file)
     assert (config.port, str(config.blob_dir)) == (8002, "/tmp/file")
-    assert database_url({}, file) == "postgresql://file/x"
+    assert database_config({}, file).database_dsn() == "postgresql://file/x"
 
 
 def test_omp_num_threads_counts_when_nothing_else_is_said() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import asyncpg
@@ -72,6 +73,12 @@ async def test_every_migration_may_run_again_without_harm(empty_database: Databa
     await apply(empty_database)
     for file in [plain_file(), *migration_files()]:
         empty_database.execute(file.read_text())
+
+
+async def test_of_two_who_migrate_at_once_each_file_is_applied_by_one(empty_database: Database) -> None:
+    (_, said), (_, also_said) = await asyncio.gather(apply(empty_database), apply(empty_database))
+    applied = [line for line in [*said, *also_said] if line.startswith("apply ")]
+    assert sorted(applied) == [f"apply {file.name}" for file in migration_files()]
 
 
 async def test_a_dry_run_changes_nothing(empty_database: Database) -> None:

@@ -13,7 +13,7 @@ from support.postgrest import PostgrestServer, postgrest
 from support.stores import Queue, new_id
 from support.tokens import PUBLISHABLE_KEY, SERVICE_KEY, token
 
-from storage.base import ConfigurationError, Fate, Outcome, RefusedError, UnavailableError
+from storage.base import ConfigurationError, Fate, Outcome, RefusedError, SchemaError, UnavailableError
 from storage.schema import migration_files, plain_file
 from storage.supabase import SupabaseStore, translate
 
@@ -87,7 +87,7 @@ async def test_only_the_service_may_execute_the_functions_even_where_everybody_w
     sql = await empty_database.connect()
     found = [row[0] for row in await sql.fetch(SIDE, role)]
     await sql.close()
-    assert len(found) == 15
+    assert len(found) == 16
     assert set(found) == {may}
 
 
@@ -173,7 +173,7 @@ async def test_calls_overlap_and_a_cancelled_one_does_no_harm(queue: Queue, serv
         (401, "PGRST301", ConfigurationError),
         (401, "", ConfigurationError),
         (403, "42501", ConfigurationError),
-        (404, "PGRST202", ConfigurationError),
+        (404, "PGRST202", SchemaError),
         (404, "", ConfigurationError),
         (308, "", ConfigurationError),
         (503, "PGRST002", UnavailableError),
