@@ -75,8 +75,6 @@ class Claimer:
                 await self._isolate(pools, admit, announce)
             elif not more:
                 await self._wake.wait(REPEAT_SECONDS if found else due)
-            if found:
-                self._wake.worked()
 
     async def _isolate(
         self, pools: Sequence[Pool], admit: Callable[[Sequence[Work]], None], announce: Callable[[], Awaitable[None]]
@@ -112,6 +110,8 @@ class Claimer:
     def _hold(self, pool: Pool, claimed: Claimed) -> list[Work]:
         works = [Work(task, pool.handlers[task.kind], pool.name) for task in claimed.tasks]
         self._held.add(works)
+        if works:
+            self._wake.worked()
         for kind in {work.task.kind for work in works}:
             waited = [work.task.waited_seconds for work in works if work.task.kind == kind]
             metrics.CLAIMED.labels(kind).inc(len(waited))

@@ -54,6 +54,7 @@ class Config(BaseModel):
     lease_seconds: float = _named("MASKD_LEASE_SECONDS", 30.0, ge=1)
     poll_seconds: Positive = _named("MASKD_POLL_SECONDS", 20.0)
     poll_unproven_seconds: Positive = _named("MASKD_POLL_UNPROVEN_SECONDS", 1.5)
+    rest_seconds: Positive = _named("MASKD_REST_SECONDS", 60.0)
     drain_seconds: float = _named("MASKD_DRAIN_SECONDS", 25.0, ge=0)
     unserved_seconds: Positive = _named("MASKD_UNSERVED_SECONDS", 600.0)
     database_timeout_seconds: Positive = _named("MASKD_DATABASE_TIMEOUT_SECONDS", 10.0)
@@ -189,7 +190,7 @@ def _mistake_in(dsn: str | None) -> str | None:
     if not dsn:
         return (
             "DATABASE_URL is missing: the Postgres that holds segmentation_results (postgresql://…);"
-            " maskd run also takes SUPABASE_URL and SUPABASE_SERVICE_KEY"
+            " all commands but migrate also take SUPABASE_URL and SUPABASE_SERVICE_KEY"
         )
     if not dsn.startswith(("postgres:", "postgresql:")):
         return "DATABASE_URL must begin with postgresql://"
@@ -222,6 +223,11 @@ def _sentence(detail: Mapping[str, Any]) -> str:
 def database_config(environ: Mapping[str, str] | None = None, env_file: Path = Path(".env")) -> Config:
     """A configuration with DATABASE_URL and how to get there, for commands that need nothing else."""
     config = _only(DATABASE, environ, env_file)
+    if config.database_url is None and _found(environ, env_file).get("SUPABASE_URL"):
+        raise ConfigurationError(
+            "DATABASE_URL is missing: migrations change the schema, which SUPABASE_URL cannot do; run this where the database can"
+            " be reached, or push migrations/ with the Supabase CLI"
+        )
     if mistake := _mistake_in(None if config.database_url is None else config.database_dsn()):
         raise ConfigurationError(mistake)
     return config

@@ -31,6 +31,7 @@ class Gate:
         self._probe_seconds = probe_seconds
         self._failing: set[str] = set()
         self._opened_at: dict[str, float] = {}
+        self._refused: dict[str, str] = {}
         self._changed = anyio.Event()
 
     @property
@@ -78,8 +79,11 @@ class Gate:
         except (UnavailableError, TimeoutError):
             return
         except ConfigurationError as error:
-            log.error("gate.refused", service=service, reason=str(error))  # revoked while we run: somebody must mend it
+            if self._refused.get(service) != str(error):  # once: it is tried every second until somebody mends it
+                self._refused[service] = str(error)
+                log.error("gate.refused", service=service, reason=str(error))
             return
+        self._refused.pop(service, None)
         log.info("gate.opened", service=service)
         self._failing.discard(service)
         self._opened_at[service] = time.monotonic()

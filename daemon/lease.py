@@ -1,4 +1,5 @@
-"""Lease, beside the flow: beats say that this worker lives and what it holds; rescues take back what the dead held.
+"""Lease, beside the flow: beats say that this worker lives and what it holds; rescues take back what the dead held. A worker that
+has held nothing for a while rests: one call does for both, every two thirds of a lease.
 
 Enters: the works held. Leaves: news of claims that are no longer ours, and blobs swept. The lease runs by the database's
 clock alone.
@@ -17,12 +18,21 @@ import structlog
 from daemon import journal, metrics
 from daemon.gate import AWAY
 from daemon.work import Held
-from storage.base import Beat, RefusedError, TaskStore, Tombstone
+from storage.base import Beat, RefusedError, TaskStore, Tended, Tombstone, UnknownFunctionError
 
 log = structlog.get_logger(__name__)
 
 RESCUE_SECONDS = 5.0
 TOMBSTONES_MAX = 100
+LATE_SECONDS = 0.5
+"""A look for a silent worker comes so much later than its lease is over, and no oftener than twice that."""
+
+
+def rest_seconds(lease_seconds: float, silent_seconds: float | None) -> float:
+    """How long a worker may rest. Two thirds of its lease: a call may fail and it is still not silent, and nobody can claim and
+    then be silent for a whole lease in between. Less when a worker that holds rows would be silent before."""
+    usual = lease_seconds * 2 / 3
+    return usual if silent_seconds is None else min(usual, max(2 * LATE_SECONDS, silent_seconds + LATE_SECONDS))
 
 
 class Lease:
@@ -38,7 +48,18 @@ class Lease:
         self.info: Mapping[str, Any] = {}
         self.failing: Callable[[str], None] = lambda reason: None
         self.on_gone: Callable[[str, str], None] = lambda task_id, token: None
+        self.may_rest: Callable[[], bool] = lambda: False
+        self.on_look: Callable[[bool], None] = lambda work: None
         self.beat_at = time.monotonic()
+        self._resting = False
+        self._stirred = anyio.Event()
+        self._tombstones: Sequence[Tombstone] = ()
+
+    def stir(self) -> None:
+        """There is work: whoever rests beats now."""
+        if self._resting:
+            self._resting = False
+            self._stirred.set()
 
     async def announce(self) -> None:
         """Beat until the database has heard."""
@@ -71,33 +92,63 @@ class Lease:
                 self.on_gone(work.task.id, work.task.token)
 
     async def run(self) -> None:
-        """Beat for ever, three times a lease."""
+        """Beat for ever, three times a lease; or rest."""
         while True:
+            self._stirred = anyio.Event()
+            self._resting = self.may_rest() and not self._held and not self._held.open_tokens
+            seconds = self._lease_seconds / 3
             try:
-                await self.beat()
+                tended = await self._tend() if self._resting else None
+                if tended is not None:
+                    seconds = rest_seconds(self._lease_seconds, tended.silent_seconds)
+                else:
+                    self._resting = False
+                    await self.beat()
             except AWAY as error:
+                self._resting = False
                 metrics.BEATS_FAILED.inc()
                 self.failing(str(error))
-            await anyio.sleep(self._lease_seconds / 3)
+            with anyio.move_on_after(seconds):
+                await self._stirred.wait()
 
     async def rescue(self, bury: Callable[[Tombstone], Awaitable[bool]]) -> None:
-        """Rescue and sweep for ever. `bury` deletes the blobs under a tombstone."""
+        """Rescue and sweep for ever, unless resting does it. `bury` deletes the blobs under a tombstone."""
         while True:
             await anyio.sleep(min(RESCUE_SECONDS, self._lease_seconds / 2))
             try:
-                rescued = await self._store.rescue(self._worker, self._unserved_seconds)
-                if rescued:
-                    metrics.RESCUED.inc(rescued)
-                    log.warning("lease.rescued", tasks=rescued)
-                await self._sweep(bury)
+                due, self._tombstones = self._tombstones, ()
+                if not self._resting:
+                    self._count_rescued(await self._store.rescue(self._worker, self._unserved_seconds))
+                    due = await self._store.tombstones(TOMBSTONES_MAX)
+                await self._sweep(due, bury)
             except AWAY as error:
                 self.failing(str(error))
             except RefusedError as error:  # some row that cannot be written: the living go on
                 log.error("lease.refused", reason=str(error))
 
-    async def _sweep(self, bury: Callable[[Tombstone], Awaitable[bool]]) -> None:
+    async def _tend(self) -> Tended | None:
+        """The one call; None when it must be beats and rescues after all."""
+        ahead = rest_seconds(self._lease_seconds, None)
+        try:
+            tended = await self._store.tend(self._worker, self._lease_seconds, self._unserved_seconds, TOMBSTONES_MAX, ahead)
+        except (RefusedError, UnknownFunctionError) as error:
+            log.warning("lease.no_rest", reason=str(error))
+            return None
+        if tended is not None:
+            self.beat_at = time.monotonic()
+            self._tombstones = tended.tombstones
+            self._count_rescued(tended.rescued)
+            self.on_look(tended.work)
+        return tended
+
+    def _count_rescued(self, rescued: int) -> None:
+        if rescued:
+            metrics.RESCUED.inc(rescued)
+            log.warning("lease.rescued", tasks=rescued)
+
+    async def _sweep(self, due: Sequence[Tombstone], bury: Callable[[Tombstone], Awaitable[bool]]) -> None:
         done = []
-        for tombstone in await self._store.tombstones(TOMBSTONES_MAX):
+        for tombstone in due:
             if not await bury(tombstone):
                 break  # the blob store fails, slowly perhaps: rescues must not wait for it
             done.append(tombstone.id)

@@ -68,5 +68,8 @@ def set_up(level: str, form: str, secrets: Iterable[str]) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.getLogger("realtime").setLevel(
+        logging.CRITICAL
+    )  # it tells of each end twice, and frames of a megabyte; we tell it once
     for package in ("daemon", "handlers", "models", "storage"):
         logging.getLogger(package).setLevel(level.upper())

@@ -44,7 +44,7 @@ from daemon.write import Writer
 from handlers.base import Handler
 from handlers.registry import discover
 from models.cache import EmbeddingCache
-from storage.base import BlobStore, ConfigurationError, SessionStore, UnavailableError
+from storage.base import BlobStore, ConfigurationError, SessionStore, UnavailableError, UnknownFunctionError
 from storage.files import FileBlobs
 from storage.memory import MemorySessions
 from storage.r2 import R2Blobs
@@ -55,6 +55,8 @@ START_RETRY_SECONDS = 1.0
 EXTEND = "EXTEND_TIMEOUT_USEC=15000000"
 EXTEND_EVERY_SECONDS = 5.0
 START_PROBE_SECONDS = 10.0
+START_SCHEMA_SECONDS = 60.0
+"""While a deploy is under way PostgREST may not know functions that are there; after so long they are not."""
 STALLED_LEASES = 3.0
 GPU_BATCHES_MORE = 2
 """Beside the batch on a GPU and the one that is ready: one that is fetched, and one that is drawn and stored."""
@@ -185,12 +187,15 @@ class Daemon:
     async def _open(self) -> list[str]:
         """Wait for a database that is not there yet (a wrong one ends the process), and report the dead of this host to it.
         Returns the templates of keys."""
+        begun = time.monotonic()
         while True:
             try:
                 await self.store.open()
                 await blame_the_dead(self.store, self.state_dir, address(self.config))
                 return await self.store.key_templates()
-            except UnavailableError as error:
+            except (UnavailableError, UnknownFunctionError) as error:
+                if isinstance(error, UnknownFunctionError) and time.monotonic() - begun > START_SCHEMA_SECONDS:
+                    raise
                 log.warning("start.waiting", reason=str(error))
                 systemd.notify("STATUS=waiting for the database", EXTEND)
                 await anyio.sleep(START_RETRY_SECONDS)
@@ -268,7 +273,7 @@ def build_keys(config: Config) -> Keys:
 def assemble(daemon: Daemon, templates: list[str], journal: Journal) -> Parts:
     """The parts of one pipeline."""
     config, store, held = daemon.config, daemon.store, Held()
-    wake = Wake(config.poll_seconds, config.poll_unproven_seconds)
+    wake = Wake(config.poll_seconds, config.poll_unproven_seconds, config.rest_seconds)
     gate = Gate({"database": store.probe, "blobs": partial(_probe, daemon.blobs)})
     pools = _pools(daemon, journal)
     limits = FetchLimits(
@@ -285,6 +290,7 @@ def assemble(daemon: Daemon, templates: list[str], journal: Journal) -> Parts:
     lease = Lease(store, daemon.worker, held, config.lease_seconds, config.unserved_seconds)
     lease.kinds = tuple(sorted({kind for pool in pools.values() for kind in pool.kinds}))
     kinds = {name: pool.kinds for name, pool in pools.items()}
+    lease.may_rest, lease.on_look, wake.on_work = wake.is_idle, wake.look, lease.stir
     lease.info = {"host": socket.gethostname(), "pid": os.getpid(), "version": version(), "pools": kinds}
     return Parts(
         worker=daemon.worker,

@@ -30,6 +30,10 @@ SETTLE_BATCH = Histogram(
 )
 WAKES = Counter("maskd_wakes_total", "Hints that there may be work, by source.", ["source"])
 MODE = Gauge("maskd_wake_mode", "1 for the way in which this worker learns of work now.", ["mode"])
+WAKE_MISSED = Counter("maskd_wake_missed_total", "Rows that a poll found and a push source should have told of.", ["source"])
+WAKE_ENDED = Counter(
+    "maskd_wake_ended_total", "Subscriptions of a push source, or tries at one, that ended, by why.", ["source", "reason"]
+)
 GATE = Gauge("maskd_gate_closed", "1 while claims are held back because a shared service fails.", ["service"])
 BEATS_FAILED = Counter("maskd_beats_failed_total", "Beats that the database did not take.")
 RESCUED = Counter("maskd_tasks_rescued_total", "Tasks of dead workers that this worker took back.")
@@ -56,6 +60,14 @@ def set_mode(mode: str) -> None:
         MODE.labels(each).set(1 if each == mode else 0)
 
 
+def announce_source(source: str, reasons: Sequence[str]) -> None:
+    """A push source runs: its label sets exist from now on."""
+    WAKES.labels(source)
+    WAKE_MISSED.labels(source)
+    for reason in reasons:
+        WAKE_ENDED.labels(source, reason)
+
+
 class Cache(Protocol):
     """What an embedding cache counts."""
 
@@ -78,5 +90,7 @@ def initialise(kinds: Sequence[str], cache: Cache) -> None:
         WAITED.labels(kind)
         for fate in ("done", "failed", "retry", "released", "suspect"):
             SETTLED.labels(kind, fate)
+    for source in ("inside", "look"):
+        WAKES.labels(source)
     for service in ("database", "blobs"):
         GATE.labels(service).set(0)

@@ -1,6 +1,7 @@
 """Which database adapters a configuration asks for: by DATABASE_URL asyncpg and LISTEN, else by SUPABASE_URL RPC and Realtime.
 
-Enters: Config. Leaves: a TaskStore, the wake sources beside it, and the name that this database goes by in the journal.
+Enters: Config. Leaves: a TaskStore, the wake sources beside it, the client that inserts,
+and the name that this database goes by in the journal.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import structlog
 
 from daemon.config import Config
 from storage.base import TaskStore, WakeSource
+from storage.client import Client, TaskClient
 from storage.notify import NotifyWake
 from storage.postgres import PostgresStore, translate
 from storage.way import LISTEN_HINT, Seen, Way, is_transaction_pooler, look, tls
@@ -59,6 +61,15 @@ async def look_at_way(config: Config) -> Seen:
         return await look(config.database_dsn(), way_of(config), config.database_timeout_seconds)
     except Exception as error:
         raise translate(error) from error
+
+
+async def open_client(config: Config) -> Client:
+    """The inserting side of the same queue, connected."""
+    if config.database_url is None:
+        from storage.client_rpc import RpcClient
+
+        return await RpcClient.connect(*_supabase(config), config.database_timeout_seconds)
+    return await TaskClient.connect(config.database_dsn(), config.database_timeout_seconds, way=way_of(config))
 
 
 def address(config: Config) -> str:

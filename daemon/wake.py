@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import anyio
 import structlog
@@ -20,18 +20,24 @@ log = structlog.get_logger(__name__)
 
 IDLE_LONG_SECONDS = 300.0
 IDLE_STRETCH = 2.0
+REST_SECONDS = 60.0
 
 
 class Wake:
-    """A bell that any source may ring; a ring while nobody waits is kept. Knows whether push is proven."""
+    """A bell that any source may ring; a ring while nobody waits is kept. Knows whether push is proven, and how long there has
+    been nothing to do: after `rest_seconds` the lease looks at the queue in passing, and polls are for when it cannot."""
 
-    def __init__(self, poll_seconds: float, poll_unproven_seconds: float) -> None:
+    def __init__(self, poll_seconds: float, poll_unproven_seconds: float, rest_seconds: float = REST_SECONDS) -> None:
         self._poll_seconds = poll_seconds
         self._poll_unproven_seconds = poll_unproven_seconds
+        self._rest_seconds = rest_seconds
+        self.on_work: Callable[[], None] = lambda: None
         self._rung = anyio.Event()
         self._proven: dict[str, bool] = {}
         self._last_work = time.monotonic()
         self._polled = False
+        self._looked: bool | None = None
+        """What a look in passing found, while nobody else has rung."""
         self._sources: list[WakeSource] = []
 
     @property
@@ -43,29 +49,48 @@ class Wake:
     def ring(self, source: str = "inside") -> None:
         """There may be work."""
         metrics.WAKES.labels(source).inc()
+        self._looked = None
         self._rung.set()
+
+    def look(self, work: bool) -> None:
+        """Somebody has looked at the queue in passing, and found `work` or not: as good as a poll, whose time begins anew."""
+        if not self._rung.is_set():
+            self._looked = work
+            self._rung.set()
+            if work:
+                metrics.WAKES.labels("look").inc()
 
     def worked(self) -> None:
         """There was work: the queue is not idle."""
         self._last_work = time.monotonic()
+        self.on_work()
+
+    def is_idle(self) -> bool:
+        """Whether there was nothing to do for so long that the worker may rest."""
+        return self._idle_seconds() > self._rest_seconds
 
     def found(self, tasks: Sequence[Task]) -> None:
         """What a claim brought. When nobody had rung for it, the sources hear what they did not announce."""
         if self._polled and tasks:
             for source in self._sources:
-                source.polled(tasks)
+                metrics.WAKE_MISSED.labels(source.name).inc(source.polled(tasks))
 
     async def wait(self, next_due_seconds: float | None) -> None:
         """Until the bell rings, the next delayed row is due, or it is time to look anyway."""
-        due = math.inf if next_due_seconds is None else max(0.0, next_due_seconds) + 0.005
-        interval = self._interval()
-        with anyio.move_on_after(min(interval, due)) as waited:
-            await self._rung.wait()
-        self._polled = waited.cancelled_caught and interval < due
-        self._rung = anyio.Event()
+        due_at = math.inf if next_due_seconds is None else time.monotonic() + max(0.0, next_due_seconds) + 0.005
+        while True:
+            interval, due = self._interval(), due_at - time.monotonic()
+            with anyio.move_on_after(min(interval, due)) as waited:
+                await self._rung.wait()
+            looked = None if waited.cancelled_caught else self._looked
+            self._polled = looked is True or (waited.cancelled_caught and interval < due)
+            self.forget()
+            if looked is not False:
+                return
 
     def forget(self) -> None:
         """A claim is about to look: rings until now are answered by it."""
+        self._looked = None
         if self._rung.is_set():
             self._rung = anyio.Event()
 
@@ -73,6 +98,8 @@ class Wake:
         """Serve one push source for ever."""
         self._proven[source.name] = False
         self._sources.append(source)
+        metrics.announce_source(source.name, source.reasons)
+        source.on_ended = lambda reason: metrics.WAKE_ENDED.labels(source.name, reason).inc()
 
         def proven(state: bool) -> None:
             if self._proven[source.name] != state:
@@ -83,8 +110,12 @@ class Wake:
 
         await source.run(lambda: self.ring(source.name), proven)
 
+    def _idle_seconds(self) -> float:
+        return time.monotonic() - self._last_work
+
     def _interval(self) -> float:
-        seconds = self._poll_seconds if self.mode == "push" else self._poll_unproven_seconds
-        if time.monotonic() - self._last_work > IDLE_LONG_SECONDS:
+        proven = self.mode == "push"
+        seconds = self._poll_seconds if proven else self._poll_unproven_seconds
+        if self._idle_seconds() > (self._rest_seconds if proven else IDLE_LONG_SECONDS):
             seconds *= IDLE_STRETCH
         return seconds * random.uniform(0.75, 1.25)

@@ -20,6 +20,10 @@ class SchemaError(ConfigurationError):
     """The database answers, but its schema is not ours yet, or not all of it; the message names the command that mends it."""
 
 
+class UnknownFunctionError(SchemaError):
+    """The functions of a migration are not known there: it has not run, or has run so lately that not everybody has noticed."""
+
+
 class RefusedError(Exception):
     """The database does not take these values (a NUL, a number too large); without them the rest may pass."""
 
@@ -152,6 +156,17 @@ class Tombstone:
     prefix: str
 
 
+@dataclass(frozen=True, slots=True)
+class Tended:
+    """What a worker that holds nothing learns by its one call: how many rows of dead workers went back, tombstones that are due,
+    whether a claim would find work, and when the next worker that holds rows would be silent for its whole lease."""
+
+    rescued: int
+    tombstones: tuple[Tombstone, ...] = ()
+    work: bool = False
+    silent_seconds: float | None = None
+
+
 class TaskStore(Protocol):
     """The queue. Every method is one call of a function in `migrations/`, safe to replay, with a time-out.
 
@@ -179,6 +194,13 @@ class TaskStore(Protocol):
 
     async def beat(self, beat: Beat) -> list[tuple[str, str]]:
         """Say that the worker lives; returns the held (id, token)s that are no longer its own."""
+        ...
+
+    async def tend(
+        self, worker: str, lease_seconds: float, unserved_seconds: float, most: int, ahead_seconds: float
+    ) -> Tended | None:
+        """In one call what a worker that holds nothing has to do: beat, rescue, ask for up to `most` tombstones, and look whether
+        there is work now, or delayed work that is due within `ahead_seconds`. None: the worker is not known and has to beat."""
         ...
 
     async def rescue(self, worker: str, unserved_seconds: float) -> int:
@@ -270,9 +292,14 @@ class SessionStore(Protocol):
 
 
 class WakeSource(Protocol):
-    """Where hints come from that there may be work. A hint carries nothing; losing all of them costs latency only."""
+    """Where hints come from that there may be work. A hint carries nothing; losing all of them costs latency only.
+
+    `on_ended` hears why a subscription is over, one of `reasons`.
+    """
 
     name: str
+    reasons: tuple[str, ...]
+    on_ended: Callable[[str], None]
 
     async def run(self, wake: Callable[[], None], proven: Callable[[bool], None]) -> None:
         """Run until cancelled. Calls `wake` on every hint and after every (re)subscription, `proven(True)` once the way is
@@ -283,6 +310,7 @@ class WakeSource(Protocol):
         """Once from connecting to the proof. Raises UnavailableError or ConfigurationError with what is in the way."""
         ...
 
-    def polled(self, tasks: Sequence[Task]) -> None:
-        """The poll found these tasks, and no hint had led to them: a source that names what it announces can tell it is deaf."""
+    def polled(self, tasks: Sequence[Task]) -> int:
+        """The poll found these tasks, and no hint had led to them: a source that names what it announces can tell it is deaf. How
+        many of them it should have announced."""
         ...

@@ -1,5 +1,6 @@
 """The other side of the queue: inserting tasks and reading them, for `maskd submit`, the demo, tests and benchmarks.
 
+Here is what any such client does, and the one on asyncpg.
 Enters: a DSN. Leaves: ids and rows. Writes nothing but what the Edge may write.
 """
 
@@ -8,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import asyncpg
 
@@ -18,6 +19,7 @@ from storage.base import ConfigurationError
 from storage.postgres import translate
 from storage.way import BY_DSN, Way, connect
 
+LOOK_SECONDS = 0.05
 FINAL = ("done", "error", "canceled")
 COLUMNS = """id::text, kind, status, attempts, deaths, source_image_url, mask_image_url, masks_url, result_image_url,
   labels, metadata, error, extract(epoch from finished_at - created_at)::float8 as seconds"""
@@ -29,6 +31,58 @@ class Owner:
 
     user_id: str
     project_id: str
+
+
+class Client(Protocol):
+    """Inserts tasks and reads them. Raises what a TaskStore raises."""
+
+    async def close(self) -> None: ...
+
+    async def owner(self, project_id: str | None) -> Owner:
+        """The owner of a project; without one, that of the only project. ConfigurationError when there is none, or more."""
+        ...
+
+    async def insert(
+        self,
+        owner: Owner,
+        kind: str,
+        key: str | None,
+        params: dict[str, Any],
+        text: str | None = None,
+        priority: int | None = None,
+        after: str | None = None,
+    ) -> str:
+        """Insert one task; its id. It waits for the task `after`, if one is named."""
+        ...
+
+    async def rows(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+        """These tasks, in the order of `ids`, without those that there are not."""
+        ...
+
+    async def finished(self, ids: Sequence[str], timeout_seconds: float) -> list[dict[str, Any]]:
+        """These tasks once all are final; TimeoutError when that takes too long."""
+        ...
+
+    async def retry(self, ids: Sequence[str] | None, code: str | None, most: int) -> int:
+        """Put failed tasks back, all or those named, of any error code or one; how many."""
+        ...
+
+
+async def finished(
+    look: Callable[[Sequence[str]], Awaitable[list[dict[str, Any]]]],
+    ids: Sequence[str],
+    timeout_seconds: float,
+    every_seconds: float,
+) -> list[dict[str, Any]]:
+    """What `look` finds of these tasks once all are final; TimeoutError when that takes too long."""
+    until = time.monotonic() + timeout_seconds
+    while True:
+        rows = await look(ids)
+        if all(row["status"] in FINAL for row in rows):
+            return rows
+        if time.monotonic() > until:
+            raise TimeoutError(f"{sum(row['status'] not in FINAL for row in rows)} of {len(ids)} tasks are not finished")
+        await asyncio.sleep(every_seconds)
 
 
 class TaskClient:
@@ -92,16 +146,9 @@ class TaskClient:
         by_id = {row["id"]: {**row, **{name: _json(row[name]) for name in ("labels", "metadata", "error")}} for row in found}
         return [by_id[task_id] for task_id in ids if task_id in by_id]
 
-    async def finished(self, ids: Sequence[str], timeout_seconds: float, every_seconds: float = 0.05) -> list[dict[str, Any]]:
+    async def finished(self, ids: Sequence[str], timeout_seconds: float) -> list[dict[str, Any]]:
         """These tasks once all are final; TimeoutError when that takes too long."""
-        until = time.monotonic() + timeout_seconds
-        while True:
-            rows = await self.rows(ids)
-            if all(row["status"] in FINAL for row in rows):
-                return rows
-            if time.monotonic() > until:
-                raise TimeoutError(f"{sum(row['status'] not in FINAL for row in rows)} of {len(ids)} tasks are not finished")
-            await asyncio.sleep(every_seconds)
+        return await finished(self.rows, ids, timeout_seconds, LOOK_SECONDS)
 
     async def retry(self, ids: Sequence[str] | None, code: str | None, most: int) -> int:
         """Put failed tasks back; how many."""

@@ -36,6 +36,7 @@ class NotifyWake:
     """LISTEN maskd. `probe_seconds` between proofs, each given `timeout_seconds`; back-off up to `backoff_seconds_max`."""
 
     name = "notify"
+    reasons: tuple[str, ...] = ("connection", "timeout", "refused")
 
     def __init__(
         self,
@@ -51,6 +52,7 @@ class NotifyWake:
         self._timeout = timeout_seconds
         self._backoff_max = backoff_seconds_max
         self._way = way
+        self.on_ended: Callable[[str], None] = lambda reason: None
 
     async def run(self, wake: Callable[[], None], proven: Callable[[bool], None]) -> None:
         failures = 0
@@ -73,8 +75,10 @@ class NotifyWake:
                 EOFError,
             ) as error:
                 log.warning("wake.lost", source=self.name, reason=str(translate(error)))
+                self.on_ended(_reason(error))
             except NoListenError as error:
                 log.warning("wake.impossible", source=self.name, reason=str(error))
+                self.on_ended("refused")
                 await asyncio.sleep(POOLER_SECONDS)
             finally:
                 proven(False)
@@ -91,8 +95,9 @@ class NotifyWake:
         except Exception as error:
             raise translate(error) from error
 
-    def polled(self, tasks: Sequence[Task]) -> None:
-        """Nothing: the proof is the round trip, and notifications name no task."""
+    def polled(self, tasks: Sequence[Task]) -> int:
+        """None: the proof is the round trip, and notifications name no task."""
+        return 0
 
     async def _epoch(self, wake: Callable[[], None], proven: Callable[[bool], None], once: bool = False) -> None:
         """One connection from LISTEN to its end, or to its first proof; raises when it ends."""
@@ -146,3 +151,9 @@ class NotifyWake:
 
 def _nothing(*_: object) -> None:
     """Nobody waits for it."""
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "timeout"
+    return "connection" if isinstance(error, (OSError, EOFError, asyncpg.PostgresConnectionError)) else "refused"

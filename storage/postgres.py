@@ -24,6 +24,7 @@ from storage.base import (
     RefusedError,
     SchemaError,
     Task,
+    Tended,
     Tombstone,
     UnavailableError,
     Verdict,
@@ -41,6 +42,7 @@ CLAIM = "select * from maskd.claim($1, $2, $3, $4)"
 CLAIM_SUSPECTS = "select * from maskd.claim_suspects($1, $2, $3, $4)"
 SETTLE = "select id, token, verdict from maskd.settle($1)"
 HOT = (CLAIM, SETTLE)  # each keeps a connection of its own
+TEND = "select maskd.tend($1, $2, $3, $4, $5)"
 BEAT = "select id, token from maskd.beat($1, $2, $3, $4, $5, $6, $7, $8)"
 OWNER = "select user_id::text from public.projects where id = $1::text::uuid"
 TEMPLATES = "select value from maskd.settings where key = 'key_templates'"
@@ -169,6 +171,16 @@ class PostgresStore:
             list(beat.open_tokens),
         )
         return [(row[0], row[1]) for row in rows]
+
+    async def tend(
+        self, worker: str, lease_seconds: float, unserved_seconds: float, most: int, ahead_seconds: float
+    ) -> Tended | None:
+        found = await self._value(TEND, worker, lease_seconds, unserved_seconds, most, ahead_seconds)
+        if found is None:
+            return None
+        said = json.loads(found)
+        stones = tuple(Tombstone(row["id"], row["prefix"]) for row in said["tombstones"])
+        return Tended(said["rescued"], stones, said["work"], said["silent_seconds"])
 
     async def rescue(self, worker: str, unserved_seconds: float) -> int:
         return int(await self._value("select maskd.rescue($1, $2)", worker, unserved_seconds))

@@ -18,6 +18,7 @@ import anyio
 import structlog
 from realtime import AsyncRealtimeChannel, AsyncRealtimeClient, RealtimeSubscribeStates
 from realtime.types import RealtimePostgresChangesListenEvent as Change
+from websockets.exceptions import ConnectionClosed, InvalidMessage
 
 from storage.base import Task, UnavailableError
 
@@ -30,12 +31,19 @@ LISTENS = "Subscribed to PostgreSQL"
 AGE_SECONDS_MAX = 23 * 3600.0  # the server ends connections of such keys after 24 hours
 CLOSE_SECONDS = 1.0
 STEADY_SECONDS = 10.0
+HASTE_SECONDS = 300.0
+"""For so long after push was lost tries follow one another quickly, so that its return is noticed within seconds."""
+UNREADY_PING_SECONDS = 1.0
 MISSED_MAX = 2
 ANNOUNCED_MAX = 20_000
 
 
 class EpochEndedError(Exception):
-    """Why an epoch is over."""
+    """Why an epoch is over: one of `RealtimeWake.reasons`, and a sentence."""
+
+    def __init__(self, reason: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.reason = reason
 
 
 class Epoch:
@@ -44,12 +52,12 @@ class Epoch:
     def __init__(self) -> None:
         self.live_at: float | None = None
         self.missed = 0
-        self.over: str | None = None
+        self.over: EpochEndedError | None = None
         self._states = 0
         self._changed = asyncio.Event()
 
-    def end(self, reason: str) -> None:
-        self.over = self.over or reason
+    def end(self, reason: str, sentence: str) -> None:
+        self.over = self.over or EpochEndedError(reason, sentence)
         self._changed.set()
 
     def live(self) -> None:
@@ -60,12 +68,12 @@ class Epoch:
         """The channel is to become subscribed, once; whatever else it tells is the end."""
         self._states += 1
         if state != RealtimeSubscribeStates.SUBSCRIBED or self._states > 1:
-            self.end(f"the channel is {state.value}" + (f": {error}" if error else ""))
+            self.end("channel", f"the channel is {state.value}" + (f": {error}" if error else ""))
 
     def task_done(self, task: asyncio.Task[Any]) -> None:
         """A task of the library ended: nothing is heard any more, whatever the client says of itself."""
         error = None if task.cancelled() else task.exception()
-        self.end("the connection ended" + (f": {type(error).__name__}" if error else ""))
+        self.end("connection", "the connection ended" + (f": {type(error).__name__}" if error else ""))
 
     async def change(self) -> None:
         """Return when it is live or over."""
@@ -76,14 +84,17 @@ class Epoch:
     def check(self) -> None:
         """Raise when it is over."""
         if self.over is not None:
-            raise EpochEndedError(self.over)
+            raise self.over
 
 
 class RealtimeWake:
-    """Hears of rows that become pending. `ping_seconds` between proofs that the connection stands; a row that waited longer than
-    `deaf_seconds` should have been announced; one that stays silent after it was found deaf is tried for `trial_seconds`."""
+    """Hears of rows that become pending. `ping_seconds` between proofs that the connection stands, each in `timeout_seconds`, as
+    is the handshake; a server that does not begin to listen within `ready_seconds` is given up. A row that waited longer than
+    `deaf_seconds` should have been announced; one that stays silent after it was found deaf is tried for `trial_seconds`. Tries
+    begin up to `backoff_seconds_max` apart while push was lost lately, later up to `backoff_seconds_late`."""
 
     name = "realtime"
+    reasons: tuple[str, ...] = ("refused", "connection", "channel", "timeout", "deaf", "callback", "age")
 
     def __init__(
         self,
@@ -92,12 +103,13 @@ class RealtimeWake:
         *,
         ready_seconds: float = 15.0,
         ping_seconds: float = 10.0,
-        timeout_seconds: float = 5.0,
+        timeout_seconds: float = 4.0,
         deaf_seconds: float = 3.0,
         trial_seconds: float = 60.0,
         age_seconds_max: float = AGE_SECONDS_MAX,
         backoff_seconds: float = 0.5,
-        backoff_seconds_max: float = 30.0,
+        backoff_seconds_max: float = 2.0,
+        backoff_seconds_late: float = 30.0,
     ) -> None:
         self._url = f"{url.rstrip('/')}/realtime/v1"
         self._key = key
@@ -109,25 +121,37 @@ class RealtimeWake:
         self._age_max = age_seconds_max
         self._backoff = backoff_seconds
         self._backoff_max = backoff_seconds_max
+        self._backoff_late = backoff_seconds_late
+        self.on_ended: Callable[[str], None] = lambda reason: None
         self._announced: dict[str, None] = {}
         self._trusted = True
         self._epoch = Epoch()
 
     async def run(self, wake: Callable[[], None], proven: Callable[[bool], None]) -> None:
-        failures = 0
+        failures, lost_at, said = 0, time.monotonic(), ""
         while True:
-            self._epoch = Epoch()
+            epoch = self._epoch = Epoch()
+            begun = time.monotonic()
             try:
-                await self._listen(self._epoch, wake, proven)
+                await self._listen(epoch, wake, proven)
             except Exception as error:  # the world's doing, or the library's: the poll goes on, and so does the next epoch
-                reason = str(error) if isinstance(error, EpochEndedError) else f"{type(error).__name__}: {error}"
-                log.warning("wake.lost", source=self.name, reason=reason.replace(self._key, "***"))
+                sentence = str(error) if isinstance(error, EpochEndedError) else f"{type(error).__name__}: {error}"
+                tell = log.debug if epoch.live_at is None and sentence == said else log.warning  # an outage is told of once
+                tell("wake.lost", source=self.name, reason=sentence.replace(self._key, "***"))
+                said = sentence
+                self.on_ended(_reason(error))
             finally:
-                self._epoch.end("over")
+                epoch.end("connection", "over")
                 proven(False)
-            lived = self._epoch.live_at is not None and time.monotonic() - self._epoch.live_at > STEADY_SECONDS
-            failures = 0 if lived else min(failures + 1, 11)
-            await asyncio.sleep(min(self._backoff_max, self._backoff * 2 ** max(0, failures - 1)) * random.uniform(0.5, 1))
+            now = time.monotonic()
+            if epoch.live_at is not None:
+                lost_at = now
+                failures = 0 if now - epoch.live_at > STEADY_SECONDS else failures + 1
+            else:
+                failures += 1
+            most = self._backoff_max if now - lost_at < HASTE_SECONDS else self._backoff_late
+            pause = min(most, self._backoff * 2 ** min(max(0, failures - 1), 10)) * random.uniform(0.5, 1)
+            await asyncio.sleep(pause if epoch.live_at is not None else max(0.0, begun + pause - now))
 
     async def prove(self) -> None:
         try:
@@ -136,18 +160,18 @@ class RealtimeWake:
             reason = str(error) if isinstance(error, EpochEndedError) else type(error).__name__
             raise UnavailableError(f"Realtime does not tell: {reason}".replace(self._key, "***")) from None
 
-    def polled(self, tasks: Sequence[Task]) -> None:
+    def polled(self, tasks: Sequence[Task]) -> int:
         """Rows that became pending while we listened, were not announced and have waited long: the server has stopped telling."""
         epoch = self._epoch
-        if epoch.live_at is None or epoch.over is not None or not self._trusted:
-            return
+        if epoch.live_at is None or epoch.over is not None:
+            return 0
         listened = time.monotonic() - epoch.live_at
-        epoch.missed += sum(
-            self._deaf_seconds < task.waited_seconds < listened and task.id not in self._announced for task in tasks
-        )
-        if epoch.missed >= MISSED_MAX:
+        missed = sum(self._deaf_seconds < task.waited_seconds < listened and task.id not in self._announced for task in tasks)
+        epoch.missed += missed
+        if epoch.missed >= MISSED_MAX and self._trusted:
             self._trusted = False
-            epoch.end("deaf: the poll found rows that were not announced (are grants and publication in order?)")
+            epoch.end("deaf", "deaf: the poll found rows that were not announced (are grants and publication in order?)")
+        return missed
 
     async def _listen(self, epoch: Epoch, wake: Callable[[], None], proven: Callable[[bool], None], once: bool = False) -> None:
         """One epoch, from the connection to its end, or until the server listens; raises when it ends."""
@@ -158,24 +182,27 @@ class RealtimeWake:
         self._bind(channel, epoch, wake, proven)
         begun = time.monotonic()
         try:
-            async with asyncio.timeout(self._ready_seconds):
+            async with asyncio.timeout(self._timeout):
                 await client.connect()
-                for task in (client._listen_task, client._heartbeat_task):
-                    assert task is not None, "a client that is connected listens"
-                    task.add_done_callback(epoch.task_done)
+            for task in (client._listen_task, client._heartbeat_task):
+                assert task is not None, "a client that is connected listens"
+                task.add_done_callback(epoch.task_done)
+            with anyio.move_on_after(UNREADY_PING_SECONDS):  # it waits for the answer; pings tell sooner when none will come
                 await channel.subscribe(epoch.state)
-                while epoch.live_at is None:
-                    epoch.check()
-                    await epoch.change()
-            while not once:
+            while not (once and epoch.live_at is not None):
                 await self._wait(epoch)
                 epoch.check()
                 await self._ping(client)
-                age = time.monotonic() - begun
-                if age > self._age_max or (not self._trusted and age > self._trial_seconds):
-                    raise EpochEndedError("it is time for a new one")
+                self._check_age(epoch, time.monotonic() - begun)
         finally:
             await _close(client, channel)
+
+    def _check_age(self, epoch: Epoch, age: float) -> None:
+        """Raise when an epoch of this age is to be replaced."""
+        if epoch.live_at is None and age > self._ready_seconds:
+            raise EpochEndedError("timeout", "the server does not begin to listen")
+        if age > self._age_max or (not self._trusted and age > self._trial_seconds):
+            raise EpochEndedError("age", "it is time for a new one")
 
     def _bind(
         self, channel: AsyncRealtimeChannel, epoch: Epoch, wake: Callable[[], None], proven: Callable[[bool], None]
@@ -189,7 +216,7 @@ class RealtimeWake:
                         tell(payload)
                 except Exception as error:
                     log.error("wake.callback", source=self.name, exc_info=error)
-                    epoch.end(f"a callback failed: {type(error).__name__}")
+                    epoch.end("callback", f"a callback failed: {type(error).__name__}")
 
             return call
 
@@ -218,8 +245,9 @@ class RealtimeWake:
             del self._announced[next(iter(self._announced))]
 
     async def _wait(self, epoch: Epoch) -> None:
+        seconds = self._ping_seconds if epoch.live_at is not None else min(self._ping_seconds, UNREADY_PING_SECONDS)
         try:
-            async with asyncio.timeout(self._ping_seconds):
+            async with asyncio.timeout(seconds):
                 await epoch.change()
         except TimeoutError:
             return
@@ -228,17 +256,27 @@ class RealtimeWake:
         """A round trip on the connection; the library would notice a dead one after most of a minute."""
         connection = client._ws_connection
         if connection is None:
-            raise EpochEndedError("the connection ended")
+            raise EpochEndedError("connection", "the connection ended")
         async with asyncio.timeout(self._timeout):
             await (await connection.ping())
+
+
+def _reason(error: Exception) -> str:
+    """Which of the reasons it is: no answer in time, no connection or one that broke, else what was answered was a refusal."""
+    if isinstance(error, EpochEndedError):
+        return error.reason
+    if isinstance(error, TimeoutError):
+        return "timeout"
+    return "connection" if isinstance(error, (OSError, EOFError, ConnectionClosed, InvalidMessage)) else "refused"
 
 
 async def _close(client: AsyncRealtimeClient, channel: AsyncRealtimeChannel) -> None:
     """Leave nothing of an epoch behind: no task, no timer, no socket."""
     connection, tasks = client._ws_connection, (client._listen_task, client._heartbeat_task)
     channel.rejoin_timer.reset()
-    channel.join_push.destroy()
-    for task in tasks:
+    for push in (channel.join_push, *channel.messages_waiting_for_ack.values()):
+        push.destroy()
+    for task in (*tasks, *channel._background_tasks):
         if task is not None:
             task.cancel()
     with anyio.move_on_after(CLOSE_SECONDS, shield=True):

@@ -26,7 +26,20 @@ KEPT_APART = {
     **dict.fromkeys(("asyncpg", "boto3", "botocore", "supabase", "postgrest", "realtime", "redis"), "storage/"),
     "aiohttp": ("daemon/server.py", "daemon/session_routes.py"),
 }
-ADAPTERS = ("client", "embedded", "files", "memory", "notify", "postgres", "r2", "realtime", "redis", "supabase")
+ADAPTERS = (
+    "client",
+    "client_rpc",
+    "rpc",
+    "embedded",
+    "files",
+    "memory",
+    "notify",
+    "postgres",
+    "r2",
+    "realtime",
+    "redis",
+    "supabase",
+)
 TOGETHER = ("daemon/main.py", "daemon/stores.py", "daemon/commands/")
 NOT_KINDS = ("__init__", "base", "registry")
 MUTABLE_CALLS = ("list", "dict", "set", "bytearray", "deque", "defaultdict", "OrderedDict", "Counter")
@@ -35,6 +48,8 @@ SLEEPERS = {
     "tests/support/postgrest.py": "a server that is slow is one of its faults",
     "tests/support/realtime_server.py": "the server listens some time after it said SUBSCRIBED, which is what is tested",
     "tests/support/daemons.py": "another process cannot signal us: what it does is polled, with a ceiling",
+    "tests/bench/idle.py": "traffic over time is what is measured",
+    "tests/bench/realtime.py": "faults last for a time, and rows come all the while",
     "tests/bench/gpu.py": "rows are looked for until none is left, some of them not yet claimed",
     "tests/bench/pickup.py": "the idle pause between samples is what is measured",
 }

@@ -7,9 +7,8 @@ from typing import Annotated
 import anyio
 import typer
 
-from daemon.config import database_config
-from daemon.stores import way_of
-from storage.client import TaskClient
+from daemon.config import store_config
+from daemon.stores import open_client
 
 
 def retry(
@@ -22,8 +21,7 @@ def retry(
         raise typer.BadParameter("name tasks, or an error code with --error")
 
     async def go() -> int:
-        config = database_config()
-        client = await TaskClient.connect(config.database_dsn(), way=way_of(config))
+        client = await open_client(store_config())
         try:
             return await client.retry(ids or None, error, limit)
         finally:

@@ -15,9 +15,9 @@ import typer
 from daemon.config import Config, load
 from daemon.keys import prefixes_of
 from daemon.main import build_blobs, build_keys
-from daemon.stores import way_of
+from daemon.stores import open_client
 from storage.base import BlobStore
-from storage.client import Owner, TaskClient
+from storage.client import Owner
 
 RESULT_BYTES_MAX = 256 * 1024 * 1024
 RESULT_COLUMNS = ("mask_image_url", "masks_url", "result_image_url")
@@ -91,7 +91,7 @@ def describe(row: dict[str, Any]) -> str:
 
 async def _submit(config: Config, image: Path, wanted: Wanted, wait: bool, timeout: float, out: Path | None) -> dict[str, Any]:
     blobs = build_blobs(config)
-    client = await TaskClient.connect(config.database_dsn(), way=way_of(config))
+    client = await open_client(config)
     try:
         owner = await client.owner(wanted.project)
         key = await upload(blobs, owner, image)

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 ALL = (
-    *("drain", "pickup", "claim_scale", "memory", "fairness"),
+    *("drain", "pickup", "claim_scale", "memory", "fairness", "realtime", "idle"),
     *("mobile_sam", "sessions", "masks_out", "everything", "concept", "gpu", "paint", "combine", "remove"),
 )
 
@@ -22,7 +22,8 @@ def main(names: list[str]) -> int:
     if unknown:
         print(f"no benchmark {', '.join(unknown)}; there are: {', '.join(ALL)}", file=sys.stderr)
         return 2
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also when run as a folder: python tests/bench
+    here = Path(__file__).resolve().parent  # also when run as a folder, python tests/bench, where our names would hide libraries
+    sys.path[:] = [str(here.parent), *(path for path in sys.path if Path(path).resolve() != here)]
     ground, report = importlib.import_module("bench.ground"), importlib.import_module("bench.report").Report()
     started = time.monotonic()
     with ground.ground() as made:

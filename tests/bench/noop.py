@@ -74,13 +74,13 @@ def settings(dsn: str, folder: str, **more: str) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def worker(dsn: str, handler: Noop, **more: str) -> AsyncIterator[Daemon]:
+async def worker(dsn: str, handler: Noop, *, seconds_max: float = SECONDS_MAX, **more: str) -> AsyncIterator[Daemon]:
     """A daemon in this event loop that claims, drained at the end."""
     with tempfile.TemporaryDirectory() as folder:
         config: Config = load(settings(dsn, folder, **more))
         log.set_up(config.log_level, config.log_format, [])
         daemon = build(config, {KIND: handler})
-        async with asyncio.timeout(SECONDS_MAX), asyncio.TaskGroup() as tasks:
+        async with asyncio.timeout(seconds_max), asyncio.TaskGroup() as tasks:
             tasks.create_task(daemon.run())
             await daemon.ready.wait()
             yield daemon

@@ -265,3 +265,57 @@ async def test_the_key_is_in_no_line_of_the_log(server: RealtimeServer, capsys: 
     said = capsys.readouterr()
     assert "wake.lost" in said.out
     assert SERVICE_KEY not in said.out + said.err
+
+
+async def test_after_a_long_outage_a_try_comes_within_seconds_and_what_went_wrong_is_said_once(
+    server: RealtimeServer, proxy: TcpProxy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = RealtimeWake(f"http://127.0.0.1:{proxy.port}", SERVICE_KEY)
+    ended: list[str] = []
+    enough = anyio.Event()
+
+    def on_ended(reason: str) -> None:
+        ended.append(reason)
+        if len(ended) == 5:
+            enough.set()
+
+    source.on_ended = on_ended
+    proxy.refuse()
+    live = anyio.Event()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(source.run, lambda: None, lambda state: live.set() if state else None)
+        with anyio.fail_after(CEILING):
+            await enough.wait()
+        proxy.clear()
+        begun = time.monotonic()
+        with anyio.fail_after(CEILING):
+            await live.wait()
+        tasks.cancel_scope.cancel()
+    assert time.monotonic() - begun < 5
+    assert set(ended) == {"connection"}
+    assert capsys.readouterr().out.count("wake.lost") == 5, "at debug from the second on, which is not shown in production"
+
+
+async def test_a_server_that_answers_joins_with_other_bindings_is_left_without_a_trace(server: RealtimeServer) -> None:
+    async with shop(server) as it:
+        server.other_bindings = True
+        server.expire()
+        joins = server.joins
+        await it.until(lambda: server.joins > joins + 1)
+        await it.until_taken(it.put())
+        server.other_bindings = False
+        await it.until_push()
+    await it.until(lambda: len(asyncio.all_tasks()) <= 2)
+
+
+async def test_a_handshake_that_nobody_answers_is_given_up_in_time(server: RealtimeServer, proxy: TcpProxy) -> None:
+    proxy.swallow()
+    source, reasons = RealtimeWake(f"http://127.0.0.1:{proxy.port}", SERVICE_KEY, **QUICK), []
+    source.on_ended = reasons.append
+    with anyio.move_on_after(CEILING):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(source.run, lambda: None, lambda state: None)
+            while len(reasons) < 3:
+                await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
+    assert reasons == ["timeout"] * 3

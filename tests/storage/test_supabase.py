@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import anyio
 import pytest
 from support.database import Database
+from support.front import front
 from support.postgrest import PostgrestServer, postgrest
 from support.stores import Queue, new_id
 from support.tokens import PUBLISHABLE_KEY, SERVICE_KEY, token
 
-from storage.base import ConfigurationError, Fate, Outcome, RefusedError, SchemaError, UnavailableError
+from daemon.lease import rest_seconds
+from storage import rpc
+from storage.base import Beat, ConfigurationError, Fate, Outcome, RefusedError, UnavailableError, UnknownFunctionError
+from storage.rpc import translate
 from storage.schema import migration_files, plain_file
-from storage.supabase import SupabaseStore, translate
+from storage.supabase import SupabaseStore
 
 pytestmark = pytest.mark.anyio
 
@@ -87,7 +91,7 @@ async def test_only_the_service_may_execute_the_functions_even_where_everybody_w
     sql = await empty_database.connect()
     found = [row[0] for row in await sql.fetch(SIDE, role)]
     await sql.close()
-    assert len(found) == 16
+    assert len(found) == 21
     assert set(found) == {may}
 
 
@@ -173,7 +177,7 @@ async def test_calls_overlap_and_a_cancelled_one_does_no_harm(queue: Queue, serv
         (401, "PGRST301", ConfigurationError),
         (401, "", ConfigurationError),
         (403, "42501", ConfigurationError),
-        (404, "PGRST202", SchemaError),
+        (404, "PGRST202", UnknownFunctionError),
         (404, "", ConfigurationError),
         (308, "", ConfigurationError),
         (503, "PGRST002", UnavailableError),
@@ -204,3 +208,102 @@ async def test_nothing_that_the_store_raises_or_logs_holds_the_key(
             await queue.store.probe()
         said.append(f"{caught.value!r} {caught.value.__cause__!r}")
     assert not re.search(re.escape(SERVICE_KEY), "\n".join([*said, *(record.getMessage() for record in caplog.records)]))
+
+
+CALLS: dict[str, Callable[[SupabaseStore], Awaitable[object]]] = {
+    "claim": lambda it: it.claim(new_id(), new_id(), ["segment_visual"], 5),
+    "claim_suspects": lambda it: it.claim_suspects(new_id(), new_id(), ["segment_visual"], 5),
+    "settle": lambda it: it.settle([]),
+    "beat": lambda it: it.beat(Beat(new_id(), 30.0, {}, [])),
+    "tend": lambda it: it.tend(new_id(), 30.0, 600.0, 10, 20.0),
+    "rescue": lambda it: it.rescue(new_id(), 600.0),
+    "bury": lambda it: it.bury(new_id(), []),
+    "leave": lambda it: it.leave(new_id()),
+    "due_tombstones": lambda it: it.tombstones(10),
+    "bury_tombstones": lambda it: it.bury_tombstones([]),
+    "masks_of": lambda it: it.masks_of(new_id(), new_id()),
+    "owner_of": lambda it: it.owner_of(new_id()),
+    "key_templates": lambda it: it.key_templates(),
+    "status": lambda it: it.status(),
+    "version": lambda it: it.probe(),
+}
+
+
+@pytest.fixture
+async def store(server: PostgrestServer) -> AsyncIterator[SupabaseStore]:
+    made = SupabaseStore(server.url, SERVICE_KEY, timeout_seconds=5)
+    await made.open()
+    yield made
+    await made.close()
+
+
+@pytest.mark.parametrize(
+    "text", ['{"tasks": [{"id"', "", '{"message": "hello"}', '[{"message": "hello"}]', '{"tasks": 7}', "[7]", "true "]
+)
+async def test_a_success_that_makes_no_sense_is_an_outage_and_never_an_answer(
+    store: SupabaseStore, server: PostgrestServer, text: str
+) -> None:
+    server.faults.text = text
+    taken = []
+    for name, call in CALLS.items():
+        try:
+            await call(store)
+        except UnavailableError:
+            continue
+        taken.append(name)
+    fits = {"true ": ["rescue", "bury", "leave", "bury_tombstones"], "[7]": ["key_templates"]}  # a list of settings, a count
+    assert set(taken) <= set(fits.get(text, ["key_templates"] if text.startswith("[{") else []))
+
+
+async def test_every_function_bears_a_lost_reply(store: SupabaseStore, server: PostgrestServer) -> None:
+    server.faults.lose_replies = {f"maskd_{name}": 1 for name in CALLS}
+    for call in CALLS.values():
+        await call(store)
+    assert server.faults.lost == len(CALLS)
+    assert {server.calls[f"maskd_{name}"] for name in CALLS} == {2}
+
+
+async def test_an_answer_without_an_end_is_cut_off(
+    store: SupabaseStore, server: PostgrestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rpc, "REPLY_BYTES_MAX", 1 << 22)
+    server.faults.endless = True
+    with pytest.raises(UnavailableError, match="larger"):
+        await store.probe()
+    server.faults.endless = False
+    await store.probe()
+
+
+async def test_a_function_that_is_not_known_yet_is_told_from_other_refusals(
+    store: SupabaseStore, server: PostgrestServer
+) -> None:
+    server.faults.unknown = {"maskd_version"}
+    with pytest.raises(UnknownFunctionError, match="maskd migrate"):
+        await store.probe()
+
+
+async def test_calls_share_a_few_connections_and_keep_them(database: Database, server: PostgrestServer) -> None:
+    with front("127.0.0.1", int(server.url.rpartition(":")[2])) as before:
+        store = SupabaseStore(before.url, SERVICE_KEY)
+        await store.open()
+        async with anyio.create_task_group() as tasks:
+            for _ in range(40):
+                tasks.start_soon(store.probe)
+        for _ in range(10):
+            await store.probe()
+        await store.close()
+        assert before.counts["connections"] <= rpc.CONNECTIONS_MAX
+    assert rest_seconds(30.0, None) * 3 < rpc.KEEP_SECONDS, "a connection outlives the rest of an idle daemon, and a missed call"
+
+
+async def test_a_call_of_a_daemon_at_rest_is_small(queue: Queue, server: PostgrestServer) -> None:
+    """Headers are most of it. Three calls a minute of this and as much again by the gateway are less than 10 MB a day."""
+    worker = new_id()
+    with front("127.0.0.1", int(server.url.rpartition(":")[2])) as before:
+        store = SupabaseStore(before.url, SERVICE_KEY)
+        await store.open()
+        await store.beat(Beat(worker, 30.0, {"host": "h" * 200}, ["k" * 20] * 9))
+        counted = before.counts["rest"]
+        assert await store.tend(worker, 30.0, 600.0, 10, 20.0) is not None
+        await store.close()
+        assert before.counts["rest"] - counted < 1000

@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,8 +49,16 @@ class Faults:
     """Every call is answered by this status and a page of HTML, as by a proxy."""
     error: tuple[int, dict[str, Any]] | None = None
     """Every call is answered so."""
+    text: str | None = None
+    """Every call is answered by this, as JSON of a success."""
+    endless: bool = False
+    """Answers begin and never end."""
+    unknown: set[str] = field(default_factory=set)
+    """Functions that the schema cache does not know, though they are there."""
     delay_seconds: float = 0.0
     """Before each call."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Beside each answer."""
     black_hole: bool = False
     """Calls are taken and never answered, nor carried out."""
 
@@ -102,6 +110,12 @@ class Postgrest:
             return web.Response(status=faults.status, text="<html>no</html>", content_type="text/html")
         if faults.error is not None:
             return web.json_response(faults.error[1], status=faults.error[0])
+        if faults.text is not None:
+            return web.Response(text=faults.text, content_type="application/json")
+        if faults.endless:
+            return await _endless(request)
+        if called in faults.unknown:
+            return web.json_response(Refusal(404, "PGRST202", f"Could not find the function public.{called}").body, status=404)
         self.calls[called] = self.calls.get(called, 0) + 1
         try:
             answer = await self._call(request, body, claims_of(request))
@@ -112,7 +126,9 @@ class Postgrest:
             faults.lost += 1
             if request.transport is not None:
                 request.transport.abort()
-        return web.Response(status=answer.status, text=answer.text, headers=answer.headers, content_type="application/json")
+        return web.Response(
+            status=answer.status, text=answer.text, headers={**answer.headers, **faults.headers}, content_type="application/json"
+        )
 
     async def _call(self, request: web.Request, body: str, claims: dict[str, Any]) -> Answer:
         function, table = request.match_info.get("function"), request.match_info.get("table", "")
@@ -160,6 +176,15 @@ async def _become(connection: Any, claims: dict[str, Any]) -> None:
     """From here on the transaction is the caller's."""
     await connection.execute(f"set local role {claims['role']}")
     await connection.execute("select set_config('request.jwt.claims', $1, true)", json.dumps(claims))
+
+
+async def _endless(request: web.Request) -> web.StreamResponse:
+    answer = web.StreamResponse(headers={"content-type": "application/json"})
+    await answer.prepare(request)
+    with suppress(ConnectionError):
+        while True:
+            await answer.write(b" " * (1 << 20))
+    return answer
 
 
 async def _statement(connection: Any, function: str, body: str) -> tuple[str, bool]:
@@ -219,9 +244,9 @@ def claims_of(request: web.Request) -> dict[str, Any]:
 
 
 @contextmanager
-def postgrest(dsn: str) -> Iterator[PostgrestServer]:
+def postgrest(dsn: str, faults: Faults | None = None) -> Iterator[PostgrestServer]:
     """A stand-in on that database."""
-    faults = Faults()
+    faults = Faults() if faults is None else faults
     routes = Postgrest(dsn, faults)
 
     async def make() -> web.Application:

@@ -58,6 +58,8 @@ class RealtimeServer:
     """Changes are not told."""
     unauthorized: bool = False
     """Changes come as `Error 401`, as without a grant."""
+    other_bindings: bool = False
+    """Joins are answered with other filters than were asked for."""
     never_ready: bool = False
     """Joins are answered, but nobody listens to the database."""
     look: Callable[[dict[str, Any], str, str], Awaitable[dict[str, Any] | None]] | None = None
@@ -83,6 +85,10 @@ class RealtimeServer:
     def stumble(self) -> None:
         """The server cannot read the database for a moment: it says so, and goes on sending afterwards."""
         self._each("system", {"channel": "x", "extension": "postgres_changes", "status": "error", "message": "timeout"})
+
+    def hang_up(self) -> None:
+        """Every channel is closed."""
+        self._each("phx_close", {}, close=True)
 
     def send_too_much(self) -> None:
         """A frame of more than 1 MiB."""
@@ -177,7 +183,8 @@ class RealtimeServer:
         old = [each for each in self.channels if each.socket is socket and each.topic == topic]
         bindings = [binding | {"id": place + 7} for place, binding in enumerate(frame["payload"]["config"]["postgres_changes"])]
         channel = Channel(socket, topic, ref, bindings, claims)
-        await _reply(socket, topic, ref, {"postgres_changes": bindings})
+        answered = [binding | {"filter": "status=eq.done"} for binding in bindings] if self.other_bindings else bindings
+        await _reply(socket, topic, ref, {"postgres_changes": answered})
         for each in old:  # Phoenix closes the duplicate under its own ref, which the client takes for the new one
             self.channels.remove(each)
             await _send(socket, {"event": "phx_close", "payload": {}, "topic": topic, "ref": each.join_ref})

@@ -130,7 +130,7 @@ async def test_a_pooler_in_transaction_mode_that_nobody_told_of_is_named_by_the_
     store = PostgresStore(transaction_dsn)
 
     async def overlap() -> None:
-        for _ in range(5):
+        for _ in range(60):
             await asyncio.gather(*[store.status() for _ in range(5)])
 
     with pytest.raises(ConfigurationError, match=r"26000: .* set MASKD_DB_POOLER=transaction"):

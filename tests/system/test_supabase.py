@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -84,6 +85,9 @@ def test_a_realtime_that_tells_nothing_is_found_out_by_the_poll_and_no_row_waits
             site.queue.finished(ids)
         wait_until("it is found deaf", lambda: any("deaf" in line["reason"] for line in daemon.events("wake.lost")), 10)
         assert health(daemon)["wake"] == "poll"
+        told = daemon.get("/metrics")[1]
+        assert 'maskd_wake_ended_total{reason="deaf",source="realtime"} 1.0' in told
+        assert float(re.findall(r'^maskd_wake_missed_total\{source="realtime"\} (\S+)$', told, re.M)[0]) >= 2
         realtime.silent = False
         ids += more(site)
         wait_until(
