@@ -3,7 +3,7 @@
 #
 #   PYTHON=/path/to/python3.12   which Python the environment is made with (3.11 to 3.13)
 #   PIP_EXTRA_INDEX_URL=URL      another index for pip, such as PyTorch's own for its CPU builds
-#   ARGS='-k settle'             more arguments for pytest and the benchmarks
+#   ARGS='-k settle'             more arguments for pytest, the benchmarks and the chaos
 #   KEEP=1                       leave the demo up until Ctrl-C
 #   WORKERS=0                    the tests one after the other, in one process
 #   TORCH=                       no torch for the tests: those of the export of networks are skipped, and say so
@@ -56,7 +56,7 @@ $(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt $(TOR
 echo "maskd: there is no $(TORCH) here: tests that need it are skipped"
 endef
 
-.PHONY: help demo test check format bench torch ci clean environment
+.PHONY: help demo test check format bench chaos torch ci clean environment
 
 help:  ## list these targets
 	@echo "usage: make TARGET"
@@ -80,6 +80,9 @@ format: $(VENV)/.dev  ## format the code and mend what lint can mend
 
 bench: $(VENV)/.dev  ## throughput, latency, memory, fairness, beside other queues
 	@PYTHONPATH=tests $(BIN)/python -m bench $(ARGS)
+
+chaos: $(VENV)/.dev  ## five minutes of faults over real daemons; nothing may be lost (ARGS='--seconds 60 --seed 7')
+	@PYTHONPATH=tests $(BIN)/python -m chaos $(ARGS)
 
 torch: $(VENV)/.torch  ## add torch, transformers and diffusers to the environment
 

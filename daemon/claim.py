@@ -37,19 +37,34 @@ class Claimer:
         self._gate = gate
         self._claim_max = claim_max
         self._starved = False
+        self._rounds = 0
+        self._going = False
         self._next: dict[str, int] = {}
         self._announce: Callable[[], Awaitable[None]]
         held.on_leave = self._room_came_free
+
+    def sign(self) -> tuple[int, int] | None:
+        """For the watchdog: how often the loop went round, and its waiting; None while it does not run, or waits for all that is
+        held to end."""
+        return (self._rounds, self._wake.turns) if self._going else None
 
     async def run(
         self, pools: Sequence[Pool], admit: Callable[[Sequence[Work]], None], announce: Callable[[], Awaitable[None]]
     ) -> None:
         """Claim for ever; `admit` takes works over, `announce` tells the database that we live and which works have begun."""
         self._announce = announce
+        self._going = True
+        try:
+            await self._go_round(pools, admit)
+        finally:
+            self._going = False
+
+    async def _go_round(self, pools: Sequence[Pool], admit: Callable[[Sequence[Work]], None]) -> None:
         while True:
+            self._rounds += 1
             if self._gate.failing:
                 await self._gate.opened()
-                await announce()  # before a claim: whoever was silent too long is not a worker any more
+                await self._announce()  # before a claim: whoever was silent too long is not a worker any more
             self._wake.forget()
             self._starved = False
             found, more, suspects = False, False, False
@@ -72,13 +87,13 @@ class Claimer:
                 else:
                     admit(works)
             if suspects:
-                await self._isolate(pools, admit, announce)
+                self._going = False
+                await self._isolate(pools, admit)
+                self._going = True
             elif not more:
                 await self._wake.wait(REPEAT_SECONDS if found else due)
 
-    async def _isolate(
-        self, pools: Sequence[Pool], admit: Callable[[Sequence[Work]], None], announce: Callable[[], Awaitable[None]]
-    ) -> None:
+    async def _isolate(self, pools: Sequence[Pool], admit: Callable[[Sequence[Work]], None]) -> None:
         """Run suspects with nothing else in this process, so that a death is theirs alone; the database hears of it first."""
         await self._held.empty()
         for pool in pools:
@@ -89,7 +104,7 @@ class Claimer:
             log.warning("claim.isolated", tasks=len(works), kind=works[0].task.kind, deaths=works[0].task.deaths)
             for work in works:
                 work.begun = True
-            await announce()
+            await self._announce()
             admit(works)
             await self._held.empty()
 

@@ -61,6 +61,8 @@ class Config(BaseModel):
     claim_max: Count = _named("MASKD_CLAIM_MAX", 100)
     settle_batch_max: Count = _named("MASKD_SETTLE_BATCH_MAX", 500)
     retry_seconds: Positive = _named("MASKD_RETRY_SECONDS", 2.0)
+    spool_max: int = _named("MASKD_SPOOL_MAX", 10_000, ge=0)
+    spool_mb: int = _named("MASKD_SPOOL_MB", 64, ge=0)
 
     cpu_threads: int | None = _named("MASKD_CPU_THREADS", None, ge=1)
     prefetch_batches: int = _named("MASKD_PREFETCH_BATCHES", 1, ge=0)

@@ -132,6 +132,7 @@ class Pool:
         self._slots = threads + (0 if aside is None else 1)  # a GPU's next batch is prepared while this one runs
         self._busy = 0
         self._batches = 0
+        self._steps = 0
         self._running: set[Running] = set()
         self._dead = False
         self._timeout = timeout_seconds
@@ -152,6 +153,12 @@ class Pool:
     def lost(self) -> int:
         """Threads of this pool that hang past their time limit."""
         return self._threads.lost
+
+    def sign(self) -> int | None:
+        """For the watchdog: None while nothing waits for a thread, or one is at work in its time; else the steps made so far."""
+        at_work = len(self._asks) > 0 or any(running.taken and not running.overdue for running in self._running)
+        waits = len(self.batcher) > 0 or any(not running.taken for running in self._running)
+        return self._steps if waits and not at_work and not self._dead else None
 
     def put(self, works: Sequence[Work]) -> None:
         """These works have all that they need."""
@@ -213,6 +220,7 @@ class Pool:
 
     def _limit(self, running: Running) -> None:
         running.taken = True
+        self._steps += 1
         running.timer = asyncio.get_running_loop().call_later(running.seconds_max, self._overdue, running)
 
     def _stepped(self, running: Running, then: Callable[[Running, Any], None], answer: Any) -> None:

@@ -5,6 +5,7 @@ One append-only file per process, locked while the process lives; no fsync: it m
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -13,9 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import structlog
+
 from storage.base import ConfigurationError
 
+log = structlog.get_logger(__name__)
+
 COMPACT_BYTES = 256 * 1024
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+"""What a disk says that is full or broken: no mistake in the settings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +35,23 @@ class Death:
 
 
 class Journal:
-    """Which batches run in this process. `folder` None keeps none; ConfigurationError when it cannot be written."""
+    """Which batches run in this process. `folder` None keeps none; ConfigurationError when it may not be written. A disk that is
+    full costs the knowledge of what ran, never a task."""
 
     def __init__(self, folder: Path | None, worker: str, database: str) -> None:
         self._open: dict[int, Sequence[str]] = {}
         self._file: int | None = None
         self._path: Path | None = None
         self._size = 0
+        self._torn = False
         if folder is not None:
-            self._path = folder / f"{mark(database)}-{worker}.journal"
+            self._path = _path(folder, database, worker)
             try:
                 self._file = _locked(self._path)
             except OSError as error:
+                if error.errno in FULL:
+                    log.error("journal.not_written", reason=error.strerror)
+                    return
                 raise ConfigurationError(f"MASKD_STATE_DIR {folder} cannot be written: {error.strerror}") from error
 
     def begin(self, batch: int, ids: Sequence[str]) -> None:
@@ -50,13 +62,7 @@ class Journal:
     def end(self, batch: int) -> None:
         """The thread came back."""
         del self._open[batch]
-        if self._size > COMPACT_BYTES and self._file is not None:
-            text = "".join(f"B {number} {' '.join(ids)}\n" for number, ids in self._open.items())
-            os.ftruncate(self._file, 0)
-            self._size = 0
-            self._write(text)
-        else:
-            self._write(f"E {batch}\n")
+        self._write(f"E {batch}\n")
 
     def close(self) -> None:
         """The process ends in good order: nothing to blame."""
@@ -66,8 +72,29 @@ class Journal:
             self._file = None
 
     def _write(self, text: str) -> None:
-        if self._file is not None and text:
-            self._size += os.write(self._file, text.encode())
+        """Append a line; what grew too long, or was cut off by a full disk, is written anew."""
+        if self._file is None:
+            return
+        try:
+            if self._torn or self._size > COMPACT_BYTES:
+                os.ftruncate(self._file, 0)
+                self._size = 0
+                text = "".join(f"B {number} {' '.join(ids)}\n" for number, ids in self._open.items())
+            data = text.encode()
+            written = os.write(self._file, data) if data else 0
+            if written < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            if not self._torn:
+                log.error("journal.not_written", reason=error.strerror)
+            self._torn = True
+            return
+        self._size += written
+        self._torn = False
+
+
+def _path(folder: Path, database: str, worker: str) -> Path:
+    return folder / f"{mark(database)}-{worker}.journal"
 
 
 def _locked(path: Path) -> int:
@@ -90,15 +117,32 @@ def deaths(folder: Path, database: str) -> list[Death]:
     """Journals of this database whose process is gone. The caller reports each, then `forget`s it."""
     found = []
     for path in sorted(folder.glob(f"{mark(database)}-*.journal")):
-        file = os.open(path, os.O_RDONLY)
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            found.append(Death(path.stem.partition("-")[2], _begun(path.read_text()), path))
-        except BlockingIOError:
-            continue  # its process lives
-        finally:
-            os.close(file)
+        text = _of_the_dead(path)
+        if text is not None:
+            found.append(Death(path.stem.partition("-")[2], _begun(text), path))
     return found
+
+
+def lives(folder: Path, database: str, worker: str) -> bool:
+    """Whether the process of that worker still runs on this host."""
+    path = _path(folder, database, worker)
+    return path.exists() and _of_the_dead(path) is None
+
+
+def _of_the_dead(path: Path) -> str | None:
+    """What a journal says whose process is gone; None while it lives. Empty when another successor has dealt with it."""
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return ""
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        with open(file, closefd=False) as text:
+            return text.read()
+    except BlockingIOError:
+        return None
+    finally:
+        os.close(file)
 
 
 def forget(death: Death) -> None:

@@ -15,10 +15,10 @@ from typing import Any
 import anyio
 import structlog
 
-from daemon import journal, metrics
+from daemon import journal, metrics, spool
 from daemon.gate import AWAY
 from daemon.work import Held
-from storage.base import Beat, RefusedError, TaskStore, Tended, Tombstone, UnknownFunctionError
+from storage.base import Beat, Outcome, RefusedError, TaskStore, Tended, Tombstone, UnknownFunctionError, Verdict
 
 log = structlog.get_logger(__name__)
 
@@ -156,11 +156,29 @@ class Lease:
             await self._store.bury_tombstones(done)
 
 
-async def blame_the_dead(store: TaskStore, folder: Path | None, database: str) -> None:
-    """Report processes of this host that were killed, so that their rows go on at once and the right ones are blamed."""
-    if folder is None:
-        return
+async def succeed_the_dead(store: TaskStore, folder: Path, database: str, batch_max: int) -> None:
+    """For processes of this host that were killed: publish what they had finished, where the claim still stands, then report
+    them, so that their other rows go on at once and the right ones are blamed. Blobs of what is lost have their tombstones."""
+    for lot in spool.left_behind(folder, database):
+        lost = 0
+        for first in range(0, len(lot.outcomes), batch_max):
+            lost += await _publish(store, lot.outcomes[first : first + batch_max])
+        spool.remove(lot)
+        log.warning("lease.published", worker=lot.worker, tasks=len(lot.outcomes) - lost, lost=lost)
     for death in journal.deaths(folder, database):
         taken = await store.bury(death.worker, death.begun_ids)
         journal.forget(death)
         log.warning("lease.buried", worker=death.worker, tasks=taken, begun=len(death.begun_ids))
+
+
+async def _publish(store: TaskStore, outcomes: Sequence[Outcome]) -> int:
+    """Settle for a predecessor; how many were not written. What the database does not take is left out: its row goes back."""
+    try:
+        verdicts = await store.settle(outcomes)
+    except RefusedError as error:
+        if len(outcomes) > 1:
+            half = len(outcomes) // 2
+            return await _publish(store, outcomes[:half]) + await _publish(store, outcomes[half:])
+        log.error("settle.refused", task=outcomes[0].id, reason=str(error))
+        return 1
+    return sum(verdict is Verdict.LOST for verdict in verdicts.values())

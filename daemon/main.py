@@ -28,7 +28,7 @@ from daemon.infer import Pool
 from daemon.journal import Journal
 from daemon.keys import Keys, bases_of
 from daemon.lanes import Threads
-from daemon.lease import Lease, blame_the_dead
+from daemon.lease import Lease, succeed_the_dead
 from daemon.pipeline import Parts, Pipeline
 from daemon.project_images import ProjectImages
 from daemon.server import Server
@@ -37,6 +37,8 @@ from daemon.session_routes import Access, SessionRoutes
 from daemon.session_setup import asks_of, desks_of, limits_of
 from daemon.sessions import Sessions
 from daemon.settle import Settler
+from daemon.spool import Spool
+from daemon.stalls import Sign, Stalls
 from daemon.stores import address, build_sources, build_store
 from daemon.wake import Wake
 from daemon.work import Held
@@ -58,6 +60,7 @@ START_PROBE_SECONDS = 10.0
 START_SCHEMA_SECONDS = 60.0
 """While a deploy is under way PostgREST may not know functions that are there; after so long they are not."""
 STALLED_LEASES = 3.0
+STALLED_CALLS = 2.0
 GPU_BATCHES_MORE = 2
 """Beside the batch on a GPU and the one that is ready: one that is fetched, and one that is drawn and stored."""
 MB = 1024 * 1024
@@ -90,6 +93,7 @@ class Daemon:
         self.ready = anyio.Event()
         self.pipeline: Pipeline | None = None
         self.state_dir = config.state_dir.expanduser()
+        self._stalls = Stalls()
         self._starting: anyio.CancelScope | None = None
         self._started_at = time.monotonic()
 
@@ -108,8 +112,10 @@ class Daemon:
         await self.server.start()
         try:
             with anyio.CancelScope() as self._starting:
-                self.stations = await self._load()
-                templates = await self._open()
+                # The dead are succeeded while models load: others rescue what they had finished after one lease.
+                async with anyio.create_task_group() as starting:
+                    starting.start_soon(self._load)
+                    templates = await self._open()
                 await self._try_blobs()
                 await self._try_sessions()
                 journal = Journal(self.state_dir, self.worker, address(self.config))
@@ -125,7 +131,8 @@ class Daemon:
                 tasks.start_soon(self.everything.run)
                 await self.pipeline.run()
                 tasks.cancel_scope.cancel()
-            journal.close()
+            if not len(self.pipeline.parts.held):  # else a successor publishes or takes back what the database never heard of
+                journal.close()
         finally:
             with anyio.CancelScope(shield=True):
                 await self.server.stop()
@@ -133,11 +140,23 @@ class Daemon:
                 await self.sessions.store.close()
 
     def makes_progress(self) -> bool:
-        """Whether the watchdog may be fed: the beats of the lease get through, or the gate knows why they do not."""
+        """Whether the watchdog may be fed: beats get through, claims go round, pools take what waits for them. An outage is no
+        stall: who waits at the gate is excused."""
         if self.pipeline is None:
             return True
         parts = self.pipeline.parts
-        return bool(parts.gate.failing) or time.monotonic() - parts.lease.beat_at < STALLED_LEASES * self.config.lease_seconds
+        failing = parts.gate.failing
+        limit = STALLED_LEASES * self.config.lease_seconds + STALLED_CALLS * self.config.database_timeout_seconds
+        signs: dict[str, Sign] = {
+            "beats": None if "database" in failing else parts.lease.beat_at,
+            "claims": None if failing else parts.claimer.sign(),
+        }
+        signs |= {f"pool {name}": pool.sign() for name, pool in parts.pools.items()}
+        limits = {**dict.fromkeys(signs, limit), "claims": limit + parts.wake.seconds_max}
+        stalled = self._stalls.look(time.monotonic(), signs, limits)
+        if stalled:
+            log.error("daemon.stalled", parts=stalled)
+        return not stalled
 
     def health(self) -> dict[str, Any]:
         """What /health tells."""
@@ -176,13 +195,12 @@ class Daemon:
             }
         return body
 
-    async def _load(self) -> list[Station]:
+    async def _load(self) -> None:
         """The engines, loaded on a thread while /health says starting. A wrong setting ends the process."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_extend_start, "loading models")
-            stations = await anyio.to_thread.run_sync(build_stations, self.config, self.cache, abandon_on_cancel=True)
+            self.stations = await anyio.to_thread.run_sync(build_stations, self.config, self.cache, abandon_on_cancel=True)
             tasks.cancel_scope.cancel()
-        return stations
 
     async def _open(self) -> list[str]:
         """Wait for a database that is not there yet (a wrong one ends the process), and report the dead of this host to it.
@@ -191,7 +209,8 @@ class Daemon:
         while True:
             try:
                 await self.store.open()
-                await blame_the_dead(self.store, self.state_dir, address(self.config))
+                database, batch_max = address(self.config), self.config.settle_batch_max
+                await succeed_the_dead(self.store, self.state_dir, database, batch_max)
                 return await self.store.key_templates()
             except (UnavailableError, UnknownFunctionError) as error:
                 if isinstance(error, UnknownFunctionError) and time.monotonic() - begun > START_SCHEMA_SECONDS:
@@ -291,6 +310,7 @@ def assemble(daemon: Daemon, templates: list[str], journal: Journal) -> Parts:
     lease.kinds = tuple(sorted({kind for pool in pools.values() for kind in pool.kinds}))
     kinds = {name: pool.kinds for name, pool in pools.items()}
     lease.may_rest, lease.on_look, wake.on_work = wake.is_idle, wake.look, lease.stir
+    spool = Spool(daemon.state_dir, daemon.worker, address(config), config.spool_max, config.spool_mb * MB)
     lease.info = {"host": socket.gethostname(), "pid": os.getpid(), "version": version(), "pools": kinds}
     return Parts(
         worker=daemon.worker,
@@ -303,7 +323,7 @@ def assemble(daemon: Daemon, templates: list[str], journal: Journal) -> Parts:
         fetcher=Fetcher(daemon.blobs, store, keys, templates, limits, asks_of(config)),
         pools=pools,
         writer=Writer(daemon.blobs, keys, config.io_threads, config.retry_seconds, config.timeout_seconds),
-        settler=Settler(store, held, gate, config.settle_batch_max),
+        settler=Settler(store, held, gate, config.settle_batch_max, spool),
         lease=lease,
         drain_seconds=config.drain_seconds,
     )

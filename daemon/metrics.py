@@ -13,6 +13,7 @@ CLAIMED = Counter("maskd_tasks_claimed_total", "Tasks claimed by this worker.", 
 SETTLED = Counter("maskd_tasks_settled_total", "Tasks settled by this worker, by kind and how they ended.", ["kind", "fate"])
 FAILED = Counter("maskd_tasks_failed_total", "Tasks that ended in error, by error code.", ["code"])
 LOST = Counter("maskd_claims_lost_total", "Claims that were taken away before they could be settled.")
+SPOOLED = Gauge("maskd_outcomes_spooled", "Finished tasks that wait on disk for the database.")
 IN_FLIGHT = Gauge("maskd_tasks_in_flight", "Tasks that this worker holds now.")
 BEGUN = Gauge("maskd_tasks_begun", "Tasks that run in a handler now.")
 WAITED = Histogram(

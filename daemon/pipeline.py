@@ -74,7 +74,7 @@ class Pipeline:
         with self._announcing:
             await parts.lease.announce()
         async with anyio.create_task_group() as outer:
-            for loop in (parts.gate.run, parts.lease.run, parts.settler.run, self._fail_with_callbacks):
+            for loop in (parts.gate.run, parts.lease.run, parts.settler.run, parts.settler.keep, self._fail_with_callbacks):
                 outer.start_soon(loop)
             outer.start_soon(parts.lease.rescue, parts.writer.bury)
             for source in parts.sources:
@@ -87,8 +87,9 @@ class Pipeline:
                 self._claiming.cancel()
                 await self._wind_up(inner)
             outer.cancel_scope.cancel()
-        with anyio.move_on_after(FLUSH_SECONDS):
-            await self._leave()
+        if not len(parts.held):
+            with anyio.move_on_after(FLUSH_SECONDS):
+                await self._leave()
         if self._dead is not None:
             raise self._dead
 

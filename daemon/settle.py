@@ -1,7 +1,7 @@
 """Settle: writes how tasks ended, many in one call. At once when idle, else all that came while the last call was under way.
 
 Enters: works with their ends. Leaves: rows, room for new claims. While the database is away outcomes wait here, bounded by what
-the pools may hold. Only the verdict `lost` lets blobs be deleted.
+the pools may hold, and in the spool, where a successor finds them. Only the verdict `lost` lets blobs be deleted.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import structlog
 from daemon import metrics
 from daemon.gate import AWAY, Gate
 from daemon.infer import TimedOutError
+from daemon.spool import Claim, Spool
 from daemon.work import Held, Work
 from handlers.base import RejectedError, UnservedError
 from models.base import DeviceLostError
@@ -38,6 +39,7 @@ from storage.base import (
 log = structlog.get_logger(__name__)
 
 BACKOFF_SECONDS_MAX = 300.0
+SPOOL_AFTER_SECONDS = 0.5
 DEATHS_MAX = 3
 """As in `maskd.rescue`: what took its worker with it so often, the last times alone, is given up."""
 Ended = tuple[Work, Outcome]
@@ -102,12 +104,14 @@ def _clean(value: Any) -> Any:
 class Settler:
     """The one writer of ends."""
 
-    def __init__(self, store: TaskStore, held: Held, gate: Gate, batch_max: int) -> None:
+    def __init__(self, store: TaskStore, held: Held, gate: Gate, batch_max: int, spool: Spool) -> None:
         self._store = store
         self._held = held
         self._gate = gate
         self._batch_max = batch_max
+        self._spool = spool
         self._waiting: list[Ended] = []
+        self._writing: list[Ended] = []
         self._some = anyio.Event()
         self.on_lost: Callable[[Work], None] = lambda work: None
         self.on_leave: Callable[[Sequence[Work]], None] = lambda works: None
@@ -131,9 +135,23 @@ class Settler:
     async def flush(self) -> None:
         """Write all that waits."""
         while self._waiting:
-            batch, self._waiting = self._waiting[: self._batch_max], self._waiting[self._batch_max :]
-            await self._write(batch)
+            self._writing, self._waiting = self._waiting[: self._batch_max], self._waiting[self._batch_max :]
+            await self._write(self._writing)
+            self._writing = []
         self._some = anyio.Event()
+
+    async def keep(self) -> None:
+        """Put on disk, for ever, what the database has not taken for a while: it is away, or slow."""
+        before: set[Claim] = set()
+        while True:
+            await anyio.sleep(SPOOL_AFTER_SECONDS)
+            unwritten = self._unwritten()
+            await self._spool.keep([end for claim, end in unwritten.items() if claim in before and claim not in self._spool])
+            before = set(self._unwritten())
+            self._spool.forget(list(unwritten.keys() - before))  # settled while they were being kept
+
+    def _unwritten(self) -> dict[Claim, Outcome]:
+        return {(outcome.id, outcome.token): outcome for _, outcome in (*self._writing, *self._waiting)}
 
     async def _write(self, batch: Sequence[Ended]) -> None:
         outcomes = [outcome for _, outcome in batch]
@@ -151,6 +169,8 @@ class Settler:
         if verdicts:
             self._clean_up([work for work, _ in batch if verdicts.get((work.task.id, work.task.token)) is Verdict.LOST])
         fates = self._count([each for each in batch if (each[1].id, each[1].token) not in verdicts] if verdicts else batch)
+        if len(self._spool):
+            self._spool.forget([(outcome.id, outcome.token) for outcome in outcomes])
         works = [work for work, _ in batch]
         self.on_leave(works)
         self._held.drop(works)

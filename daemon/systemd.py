@@ -7,18 +7,24 @@ import socket
 from collections.abc import Callable
 
 import anyio
+import structlog
+
+log = structlog.get_logger(__name__)
 
 
 def notify(*lines: str) -> None:
-    """Send `lines` (READY=1, STATUS=…) to the service manager."""
+    """Send `lines` (READY=1, STATUS=…) to the service manager. One that does not listen is its own affair: it stops no work."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
     if address.startswith("@"):
         address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
-        channel.settimeout(1.0)
-        channel.sendto("\n".join(lines).encode(), address)
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+            channel.settimeout(1.0)
+            channel.sendto("\n".join(lines).encode(), address)
+    except OSError as error:
+        log.warning("systemd.not_heard", lines=lines, reason=str(error))
 
 
 async def feed_watchdog(alive: Callable[[], bool]) -> None:

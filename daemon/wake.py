@@ -21,6 +21,7 @@ log = structlog.get_logger(__name__)
 IDLE_LONG_SECONDS = 300.0
 IDLE_STRETCH = 2.0
 REST_SECONDS = 60.0
+SPREAD = 0.25
 
 
 class Wake:
@@ -39,12 +40,19 @@ class Wake:
         self._looked: bool | None = None
         """What a look in passing found, while nobody else has rung."""
         self._sources: list[WakeSource] = []
+        self.turns = 0
+        """How often `wait` has looked around: while looks in passing find nothing it goes on waiting, and is well."""
 
     @property
     def mode(self) -> str:
         """push (every source proven), degraded (some), poll (none)."""
         states = list(self._proven.values())
         return "push" if states and all(states) else "degraded" if any(states) else "poll"
+
+    @property
+    def seconds_max(self) -> float:
+        """The longest that a turn of `wait` may take."""
+        return max(self._poll_seconds, self._poll_unproven_seconds) * IDLE_STRETCH * (1 + SPREAD)
 
     def ring(self, source: str = "inside") -> None:
         """There may be work."""
@@ -79,6 +87,7 @@ class Wake:
         """Until the bell rings, the next delayed row is due, or it is time to look anyway."""
         due_at = math.inf if next_due_seconds is None else time.monotonic() + max(0.0, next_due_seconds) + 0.005
         while True:
+            self.turns += 1
             interval, due = self._interval(), due_at - time.monotonic()
             with anyio.move_on_after(min(interval, due)) as waited:
                 await self._rung.wait()
@@ -118,4 +127,4 @@ class Wake:
         seconds = self._poll_seconds if proven else self._poll_unproven_seconds
         if self._idle_seconds() > (self._rest_seconds if proven else IDLE_LONG_SECONDS):
             seconds *= IDLE_STRETCH
-        return seconds * random.uniform(0.75, 1.25)
+        return seconds * random.uniform(1 - SPREAD, 1 + SPREAD)

@@ -92,6 +92,19 @@ def test_only_config_reads_the_environment_and_systemd_its_two_names() -> None:
     no(readers)
 
 
+def test_only_sessions_checkups_and_names_of_files_know_what_time_it_is() -> None:
+    """Claims, leases and tombstones run by the database's clock: that of the host may be wrong."""
+    may = ("daemon/session", "daemon/tickets", "daemon/checkup", "daemon/commands/migrate", "storage/export")
+    wall = re.compile(r"\btime\.(time|time_ns|gmtime|localtime|ctime)\b|\bfrom time import|\bdatetime\b")
+    no(
+        [
+            f"{relative(file)} asks the clock on the wall"
+            for file in sources()
+            if not relative(file).startswith(may) and wall.search(file.read_text())
+        ]
+    )
+
+
 def test_systemd_reads_no_name_but_those_of_the_service_manager() -> None:
     file = ROOT / "daemon/systemd.py"
     names = set(re.findall(r"environ[^\n]*?[\"'](\w+)[\"']", file.read_text())) if file.exists() else set()

@@ -145,6 +145,22 @@ async def test_a_job_past_its_limit_times_out_and_its_thread_is_lost_until_it_re
     assert isinstance(bench.answers[1], TimedOutError), "what comes too late is not wanted"
 
 
+async def test_a_device_whose_thread_hangs_ends_the_pool_though_the_threads_beside_it_live() -> None:
+    let_go = threading.Event()
+
+    def run(items: Sequence[int], models: Models, stop: Any) -> list[int]:
+        let_go.wait(30)
+        return list(items)
+
+    bench = Bench(kind(run), aside=Threads("aside", 2), timeout_seconds=0.1)
+    answers = await bench.give(1)
+    assert isinstance(answers[1], TimedOutError)
+    with anyio.fail_after(10):
+        await bench.dead.wait()
+    assert type(bench.died_of) is PoolDiedError, "75: the device may be sound"
+    let_go.set()
+
+
 async def test_work_that_nobody_wants_stops_at_the_next_step() -> None:
     started = threading.Event()
 

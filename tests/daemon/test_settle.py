@@ -14,6 +14,7 @@ from support.works import a_work
 from daemon.gate import Gate
 from daemon.infer import TimedOutError
 from daemon.settle import Settler, encode, end_of
+from daemon.spool import Spool
 from daemon.work import Held, Work
 from handlers.base import RejectedError
 from storage.base import (
@@ -96,7 +97,7 @@ def settling(rows: Rows, count: int) -> tuple[Settler, Held, list[Work], Gate]:
     works = [a_work() for _ in range(count)]
     held.add(works)
     gate = Gate({"database": rows.probe})
-    return Settler(rows, held, gate, 500), held, works, gate  # type: ignore[arg-type]
+    return Settler(rows, held, gate, 500, Spool(None, "w", "db", 0, 0)), held, works, gate  # type: ignore[arg-type]
 
 
 def done(work: Work, values: str = "{}") -> Outcome:

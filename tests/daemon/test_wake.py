@@ -56,6 +56,15 @@ async def test_a_look_that_finds_nothing_ends_no_wait_and_one_that_finds_work_do
     assert await passes(wake)
 
 
+async def test_waiting_is_a_sign_of_life_also_while_looks_find_nothing() -> None:
+    wake = Wake(NEVER, NEVER)
+    for _ in range(3):
+        turns = wake.turns
+        wake.look(False)
+        assert not await passes(wake)
+        assert wake.turns > turns + 1
+
+
 async def test_a_ring_is_not_lost_to_a_look_that_finds_nothing() -> None:
     wake = Wake(NEVER, NEVER)
     for act in (lambda: (wake.look(False), wake.ring()), lambda: (wake.ring(), wake.look(False))):
