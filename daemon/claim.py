@@ -79,6 +79,7 @@ class Claimer:
                 found, suspects = found or bool(claimed.tasks), suspects or claimed.suspects
                 due = min((each for each in (due, claimed.next_due_seconds) if each is not None), default=None)
                 works = self._hold(pool, claimed)
+                metrics.CLAIMS.labels("found" if works else "empty").inc()
                 if works:
                     self._next[pool.name] = place + 1
                 if len(works) == room:  # there is more: ask for it first, and admit these while the database is at it

@@ -63,6 +63,7 @@ class Config(BaseModel):
     retry_seconds: Positive = _named("MASKD_RETRY_SECONDS", 2.0)
     spool_max: int = _named("MASKD_SPOOL_MAX", 10_000, ge=0)
     spool_mb: int = _named("MASKD_SPOOL_MB", 64, ge=0)
+    metrics_seconds: Positive = _named("MASKD_METRICS_SECONDS", 15.0)
 
     cpu_threads: int | None = _named("MASKD_CPU_THREADS", None, ge=1)
     prefetch_batches: int = _named("MASKD_PREFETCH_BATCHES", 1, ge=0)

@@ -6,6 +6,7 @@ Enters: the configuration. Leaves: one `Station` per pool, with its models loade
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Any
 
 import structlog
 
+from daemon import metrics
 from daemon.config import Config
 from daemon.infer import DeviceDiedError
 from handlers.base import Handler, roles_in
@@ -77,12 +79,14 @@ class Station:
         return self.device == CPU or any(self.models.of(role).device == self.device for role in used)
 
 
-def build_stations(config: Config, cache: EmbeddingCache) -> list[Station]:
-    """The stations of the GPUs that have an engine, and last that of the CPU, over one cache of embeddings.
+def build_stations(config: Config, cache: EmbeddingCache, say: Callable[[str], None] = lambda status: None) -> list[Station]:
+    """The stations of the GPUs that have an engine, and last that of the CPU, over one cache of embeddings. `say` hears what is
+    being loaded, on this thread.
 
     Raises ConfigurationError with the command that mends it, where an engine that is wanted cannot be had.
     """
     host = Host(config)
+    host.say = say
     cpu = Workshop(host, CPU, CPU)
     cards = [Workshop(host, f"gpu{device.rpartition(':')[2]}", device) for device in host.gpus]
     at_cpu: dict[str, Any] = {}
@@ -126,6 +130,20 @@ def describe(stations: Sequence[Station]) -> dict[str, dict[str, Any]]:
     return {str(role): _facts(s.models.of(role)) for s in reversed(stations) for role in sorted(s.models.roles())}
 
 
+def memories(stations: Sequence[Station], config: Config) -> dict[str, Callable[[], Mapping[str, int]]]:
+    """By GPU how its memory is read; one call may block."""
+    budget_bytes = None if config.gpu_memory_mb is None else config.gpu_memory_mb * MB
+    return {s.name: partial(torch_device.memory, s.device, budget_bytes) for s in stations if s.device != CPU}
+
+
+def show_ready(stations: Sequence[Station]) -> None:
+    """The metrics' own list of loaded models."""
+    for station in stations:
+        for role in station.models.roles():
+            model = station.models.of(role)
+            metrics.MODEL_READY.labels(station.name, str(role), model.engine, model.device).set(1)
+
+
 class OnlyTextsError(ConfigurationError):
     """A checkpoint that reads texts and knows no clicks."""
 
@@ -136,6 +154,7 @@ class Host:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.folder = config.weights_dir.expanduser()
+        self.say: Callable[[str], None] = lambda status: None
         self.only_texts: set[str] = set()
         """Engines that turned out to know no clicks."""
         self.named = {role: str(getattr(config, role)) for role in CPU_ORDER}
@@ -224,6 +243,8 @@ class Workshop:
         setting = f"MASKD_{role.upper()}"
         key = "telea" if (name, role) == ("classical", "inpaint") else name
         if key not in self._made:
+            self._host.say(f"loading {name} for {role} on {self.name}")
+            began = time.monotonic()
             try:
                 self._made[key] = self._make(name, setting)
             except WeightsError as error:
@@ -235,7 +256,9 @@ class Workshop:
             network = getattr(self._made[key], "network", None)
             if self._card is not None and network is not None:
                 self._card.bring([network])
-            log.info("engine.loaded", **_facts(self._made[key]))
+            seconds = time.monotonic() - began
+            metrics.LOAD.labels(name).observe(seconds)
+            log.info("engine.loaded", **_facts(self._made[key]), seconds=round(seconds, 1))
         if role != "concept" and not getattr(self._made[key], "has_tracker", True):
             raise OnlyTextsError(f"{setting}={name}: this checkpoint reads texts only; name another engine")
         return self._made[key]

@@ -295,6 +295,8 @@ class Pool:
         spent = {"infer": round(seconds * 1000, 1)}
         for work in running.works:
             work.stages_ms = {**work.stages_ms, **spent} if work.stages_ms else spent
+        if running.too_many > 1 or any(isinstance(answer, MemoryError) for answer in answers):
+            metrics.OUT_OF_MEMORY.labels(self.name).inc()
         if running.too_many > 1:
             self.batcher.halve(running.works[0].task.kind, running.too_many)
         if not running.overdue:

@@ -18,10 +18,10 @@ import anyio
 import anyio.to_thread
 import structlog
 
-from daemon import metrics, systemd
+from daemon import doing, metrics, systemd
 from daemon.claim import Claimer
 from daemon.config import Config
-from daemon.engines import CPU, Station, build_stations, describe, kinds_of
+from daemon.engines import CPU, Station, build_stations, describe, kinds_of, memories, show_ready
 from daemon.fetch import Fetcher, FetchLimits
 from daemon.gate import Gate
 from daemon.infer import Pool
@@ -40,6 +40,7 @@ from daemon.settle import Settler
 from daemon.spool import Spool
 from daemon.stalls import Sign, Stalls
 from daemon.stores import address, build_sources, build_store
+from daemon.vitals import Vitals
 from daemon.wake import Wake
 from daemon.work import Held
 from daemon.write import Writer
@@ -89,7 +90,8 @@ class Daemon:
         self.sessions = Sessions(session_store, limits_of(config))
         self.everything = Everything(self.sessions)
         routes = SessionRoutes(self.sessions, self.everything, access)
-        self.server = Server(config.host, config.port, access, self.health, routes, with_page=config.page)
+        self.vitals = Vitals(self.store, config.metrics_seconds)
+        self.server = Server(config.host, config.port, access, self.health, routes, with_page=config.page, look=self.vitals.look)
         self.ready = anyio.Event()
         self.pipeline: Pipeline | None = None
         self.state_dir = config.state_dir.expanduser()
@@ -108,7 +110,8 @@ class Daemon:
     async def run(self) -> None:
         """Serve until drained. Raises ConfigurationError, PoolDiedError or what crashed a loop."""
         collect_less_garbage()
-        metrics.initialise(sorted(self.handlers), self.cache)
+        metrics.initialise(sorted(self.handlers), self.cache, version())
+        metrics.READY.set_function(self._claims)
         await self.server.start()
         try:
             with anyio.CancelScope() as self._starting:
@@ -116,6 +119,7 @@ class Daemon:
                 async with anyio.create_task_group() as starting:
                     starting.start_soon(self._load)
                     templates = await self._open()
+                self.vitals.open(memories(self.stations, self.config))
                 await self._try_blobs()
                 await self._try_sessions()
                 journal = Journal(self.state_dir, self.worker, address(self.config))
@@ -195,12 +199,16 @@ class Daemon:
             }
         return body
 
+    def _claims(self) -> bool:
+        return self.pipeline is not None and self.pipeline.ready.is_set() and not self.pipeline.draining
+
     async def _load(self) -> None:
         """The engines, loaded on a thread while /health says starting. A wrong setting ends the process."""
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_extend_start, "loading models")
-            self.stations = await anyio.to_thread.run_sync(build_stations, self.config, self.cache, abandon_on_cancel=True)
+            tasks.start_soon(_extend_start)
+            self.stations = await anyio.to_thread.run_sync(build_stations, self.config, self.cache, _say, abandon_on_cancel=True)
             tasks.cancel_scope.cancel()
+        show_ready(self.stations)
 
     async def _open(self) -> list[str]:
         """Wait for a database that is not there yet (a wrong one ends the process), and report the dead of this host to it.
@@ -237,9 +245,10 @@ class Daemon:
     async def _say_ready(self) -> None:
         assert self.pipeline is not None
         await self.pipeline.ready.wait()
-        systemd.notify("READY=1", "STATUS=claiming")
+        systemd.notify("READY=1")
         log.info("daemon.ready", worker=self.worker, kinds={name: pool.kinds for name, pool in self.pipeline.parts.pools.items()})
         self.ready.set()
+        await doing.tell(self.pipeline)
 
 
 def build(config: Config, handlers: Mapping[str, Handler] | None = None) -> Daemon:
@@ -269,6 +278,7 @@ def build_blobs(config: Config) -> BlobStore:
         config.r2_secret_access_key.get_secret_value(),
         config.r2_bucket,
         connections_max=config.io_threads,
+        answered=metrics.blob_answered,
     )
 
 
@@ -306,6 +316,10 @@ def assemble(daemon: Daemon, templates: list[str], journal: Journal) -> Parts:
     keys = build_keys(config)
     project_images = ProjectImages(store, daemon.blobs, keys, templates, config.io_threads, config.timeout_seconds)
     daemon.sessions.open_to(desks_of(daemon.stations, pools), project_images)
+    for name in pools:
+        metrics.IN_FLIGHT.labels(name).set_function(partial(held.count, name))
+        metrics.OUT_OF_MEMORY.labels(name)
+        metrics.THREADS_LOST.labels(name).set(0)
     lease = Lease(store, daemon.worker, held, config.lease_seconds, config.unserved_seconds)
     lease.kinds = tuple(sorted({kind for pool in pools.values() for kind in pool.kinds}))
     kinds = {name: pool.kinds for name, pool in pools.items()}
@@ -385,10 +399,14 @@ async def watch_signals(drain: Callable[[], None]) -> None:
             drain()
 
 
-async def _extend_start(status: str) -> None:
+def _say(status: str) -> None:
+    systemd.notify(f"STATUS={status}", EXTEND)
+
+
+async def _extend_start() -> None:
     """Tell the service manager, for as long as it takes, that the start goes on."""
     while True:
-        systemd.notify(f"STATUS={status}", EXTEND)
+        systemd.notify(EXTEND)
         await anyio.sleep(EXTEND_EVERY_SECONDS)
 
 

@@ -62,6 +62,11 @@ class Pipeline:
         self._dead: PoolDiedError | None = None
         self._failed: asyncio.Future[None] | None = None
 
+    @property
+    def draining(self) -> bool:
+        """Whether it was told to stop, or has to."""
+        return self._drain.is_set()
+
     def drain(self) -> None:
         """Stop claiming, finish what runs within the limit, release the rest, return from `run`."""
         self._drain.set()

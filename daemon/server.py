@@ -11,7 +11,7 @@ import math
 import mimetypes
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,8 @@ STATUS = {
 
 
 class Server:
-    """The endpoint of one worker. `health()` describes it; its "status" is ok, starting or degraded."""
+    """The endpoint of one worker. `health()` describes it; its "status" is ok, starting or degraded. `look` comes before each
+    scrape of metrics."""
 
     def __init__(
         self,
@@ -83,6 +84,7 @@ class Server:
         sessions: SessionRoutes | None = None,
         *,
         with_page: bool = False,
+        look: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._host = host
         self._port = port
@@ -90,6 +92,7 @@ class Server:
         self._health = health
         self._sessions = sessions
         self._page = PAGE if with_page else None
+        self._look = look
         self._runner: web.AppRunner | None = None
         self.port: int | None = None
 
@@ -102,6 +105,8 @@ class Server:
 
         async def get_metrics(request: web.Request) -> web.StreamResponse:
             self._require_key(request)
+            if self._look is not None:
+                await self._look()
             response: web.StreamResponse = await metrics(request)
             return response
 

@@ -63,8 +63,9 @@ class Access:
     clock: Callable[[], float] = time.time
 
     def has_key(self, request: web.Request) -> bool:
-        """Whether the request shows the key."""
-        given = request.headers.get("X-API-Key", "").encode("utf-8", "surrogateescape")
+        """Whether the request shows the key, as X-API-Key or, what Prometheus can send, as a bearer's."""
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        given = request.headers.get("X-API-Key", token if scheme == "Bearer" else "").encode("utf-8", "surrogateescape")
         return self.api_key is not None and hmac.compare_digest(given, self.api_key.encode())
 
     def has_ticket(self, request: web.Request) -> bool:

@@ -1,15 +1,19 @@
 """Which database adapters a configuration asks for: by DATABASE_URL asyncpg and LISTEN, else by SUPABASE_URL RPC and Realtime.
 
-Enters: Config. Leaves: a TaskStore, the wake sources beside it, the client that inserts,
-and the name that this database goes by in the journal.
+Enters: Config. Leaves: a TaskStore whose calls are timed, the wake sources beside it, the client that inserts, and the name that
+this database goes by in the journal.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
 from urllib.parse import urlsplit
 
 import structlog
 
+from daemon import metrics
 from daemon.config import Config
 from storage.base import TaskStore, WakeSource
 from storage.client import Client, TaskClient
@@ -26,8 +30,31 @@ def build_store(config: Config) -> TaskStore:
     if config.database_url is None:
         from storage.supabase import SupabaseStore  # here: it loads a third of a second of libraries
 
-        return SupabaseStore(*_supabase(config), timeout_seconds=timeout_seconds)
-    return PostgresStore(config.database_dsn(), timeout_seconds=timeout_seconds, way=way_of(config))
+        return timed(SupabaseStore(*_supabase(config), timeout_seconds=timeout_seconds))
+    return timed(PostgresStore(config.database_dsn(), timeout_seconds=timeout_seconds, way=way_of(config)))
+
+
+def timed(store: TaskStore) -> TaskStore:
+    """The same store, each of its calls timed from now on."""
+    for call in metrics.CALLS:
+        setattr(store, call, _timed(call, getattr(store, call)))
+    return store
+
+
+def _timed(call: str, ask: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    seconds, failures = metrics.DATABASE.labels(call), metrics.DATABASE_FAILED.labels(call)
+
+    async def asked(*args: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return await ask(*args)
+        except Exception:
+            failures.inc()
+            raise
+        finally:
+            seconds.observe(time.perf_counter() - began)
+
+    return asked
 
 
 def build_sources(config: Config) -> list[WakeSource]:

@@ -93,6 +93,8 @@ class Wake:
                 await self._rung.wait()
             looked = None if waited.cancelled_caught else self._looked
             self._polled = looked is True or (waited.cancelled_caught and interval < due)
+            if waited.cancelled_caught and interval < due:
+                metrics.WAKES.labels("poll").inc()
             self.forget()
             if looked is not False:
                 return
@@ -106,6 +108,7 @@ class Wake:
     async def run(self, source: WakeSource) -> None:
         """Serve one push source for ever."""
         self._proven[source.name] = False
+        metrics.PUSH_LIVE.labels(source.name).set(0)
         self._sources.append(source)
         metrics.announce_source(source.name, source.reasons)
         source.on_ended = lambda reason: metrics.WAKE_ENDED.labels(source.name, reason).inc()
@@ -115,6 +118,7 @@ class Wake:
                 self._proven[source.name] = state
                 log.info("wake.mode", source=source.name, proven=state, mode=self.mode)
                 self.ring()  # look now, and from now on as often as the mode asks
+            metrics.PUSH_LIVE.labels(source.name).set(state)
             metrics.set_mode(self.mode)
 
         await source.run(lambda: self.ring(source.name), proven)

@@ -81,14 +81,12 @@ class Held:
         for work in works:
             self._works[work.task.id, work.task.token] = work
             self._count.setdefault(work.pool, Counter())[work.task.kind] += 1
-        metrics.IN_FLIGHT.set(len(self._works))
 
     def drop(self, works: Iterable[Work]) -> None:
         """Works that are settled leave, which makes room for the next."""
         for work in works:
             if self._works.pop((work.task.id, work.task.token), None) is not None:
                 self._count[work.pool][work.task.kind] -= 1
-        metrics.IN_FLIGHT.set(len(self._works))
         self._left.set()
         self._left = anyio.Event()
         if self.on_leave is not None:

@@ -93,6 +93,15 @@ def why_no_cuda() -> str:
     )
 
 
+def memory(device: str, budget_bytes: int | None) -> dict[str, int]:
+    """Bytes of a device: all that it has, what maskd may use of it, what its tensors take, what it holds. Torch's own counts."""
+    import torch
+
+    total = torch.cuda.get_device_properties(device).total_memory
+    allocated, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
+    return {"total": total, "budget": min(budget_bytes or total, total), "allocated": allocated, "reserved": reserved}
+
+
 def details(network: Any, placement: Placement) -> dict[str, Any]:
     """What a network in torch tells of itself: its precision, and how many parameters it has."""
     return {"precision": "bf16" if placement.half else "fp32", "parameters": sum(each.numel() for each in network.parameters())}

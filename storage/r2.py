@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
@@ -38,7 +38,8 @@ _RETRY_STATUSES = frozenset({408, 409, 425, 429})
 class R2Blobs:
     """Blobs in one bucket. Thread-safe; keeps up to `connections_max` connections open, one per calling thread is enough.
 
-    Raises ConfigurationError at once when the endpoint is no URL or a credential is empty.
+    `answered` hears of every request, retries included: the operation, and the HTTP status or 0 when no answer came; on the
+    calling thread. Raises ConfigurationError at once when the endpoint is no URL or a credential is empty.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class R2Blobs:
         read_seconds: float = 30,
         connections_max: int = 16,
         attempts_max: int = 5,
+        answered: Callable[[str, int], None] | None = None,
     ) -> None:
         if not access_key_id or not secret_access_key:  # boto3 would go looking for others, in files and on the network
             raise ConfigurationError("R2_ACCESS_KEY_ID and R2_SECRET_ACCESS_KEY must both be set.")
@@ -64,6 +66,8 @@ class R2Blobs:
         except (ValueError, BotoCoreError) as error:
             raise ConfigurationError("R2_ENDPOINT is not the URL of an S3 service.") from error
         self._client.meta.events.register("before-call.s3.DeleteObjects", _sum_by_md5)
+        if answered is not None:
+            self._client.meta.events.register("response-received.s3", _teller(answered))
 
     def get(self, key: str, bytes_max: int) -> bytes:
         """The blob's bytes.
@@ -153,6 +157,13 @@ def _config(connect_seconds: float, read_seconds: float, connections_max: int, a
         max_pool_connections=connections_max,
         tcp_keepalive=True,
     )
+
+
+def _teller(answered: Callable[[str, int], None]) -> Callable[..., None]:
+    def tell(event_name: str, response_dict: dict[str, Any] | None, **_: Any) -> None:
+        answered(event_name.rpartition(".")[2], 0 if response_dict is None else int(response_dict["status_code"]))
+
+    return tell
 
 
 def _sum_by_md5(params: dict[str, Any], **_: Any) -> None:

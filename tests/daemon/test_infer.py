@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import anyio
 import pytest
+from prometheus_client import REGISTRY
 from support.works import a_task, handler
 
 from daemon.infer import Answer, DeviceDiedError, Pool, PoolDiedError, TimedOutError
@@ -209,9 +211,12 @@ async def test_a_batch_that_is_too_large_for_the_memory_is_halved_until_it_fits(
             raise MemoryError
         return list(items)
 
+    counted = partial(REGISTRY.get_sample_value, "maskd_out_of_memory_total", {"pool": "test"})
+    before = counted() or 0
     answers = await Bench(kind(run)).give(*range(8))
     assert all(isinstance(answer, Result) for answer in answers.values())
     assert tried == [8, 4, 2, 2, 4, 2, 2]
+    assert counted() == before + 1, "one batch, however often it was halved"
 
 
 async def test_a_lost_device_ends_the_pool_and_nothing_is_tried_again_on_it() -> None:

@@ -64,6 +64,9 @@ async def test_on_a_public_address_only_the_key_opens_more_than_ok_or_not() -> N
         right = await client.get("/health", headers={"X-API-Key": KEY})
         assert right.json()["worker"] == "w"
         assert (await client.get("/metrics", headers={"X-API-Key": KEY})).status_code == 200
+        assert (await client.get("/metrics", headers={"Authorization": f"Bearer {KEY}"})).status_code == 200
+        for other in ("Bearer wrong", f"Basic {KEY}", KEY):
+            assert (await client.get("/metrics", headers={"Authorization": other})).status_code == 401
 
 
 async def test_a_key_that_is_no_utf_8_is_a_wrong_key() -> None:

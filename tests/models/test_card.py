@@ -9,6 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs torch: pip install torch==2.13.0")
 
+from models import torch_device  # noqa: E402
 from models.card import WEIGHTS_SHARE, Card, weights_bytes  # noqa: E402
 
 BYTES = 4000
@@ -66,3 +67,15 @@ def test_networks_move_between_card_and_host() -> None:
     card.bring([a])
     card.bring([b])
     assert (a.weight.device.type, b.weight.device.type) == ("cpu", "cuda")
+
+
+@pytest.mark.gpu
+def test_the_memory_of_a_card_is_told() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    before = torch_device.memory("cuda:0", None)
+    kept = torch.zeros(1 << 20, device="cuda:0")
+    after = torch_device.memory("cuda:0", 1 << 30)
+    assert after["allocated"] == before["allocated"] + kept.nbytes
+    assert after["allocated"] <= after["reserved"] <= after["total"] == before["total"] == before["budget"]
+    assert after["budget"] == 1 << 30

@@ -356,3 +356,24 @@ def test_the_proxy_can_fault_one_method_and_leave_the_others(blobs: R2Blobs, pro
     assert blobs.get("a", 10) == b"x"
     proxy.clear()
     blobs.put("b", b"x", "text/plain")
+
+
+def test_every_request_is_told_by_operation_and_status_retries_included(
+    server: S3Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0)
+    told: list[tuple[str, int]] = []
+    blobs = server.blobs(
+        server.make_bucket(), proxy.endpoint, attempts_max=3, answered=lambda operation, code: told.append((operation, code))
+    )
+    proxy.answer(503, times=2)
+    blobs.put("a", b"1", "text/plain")
+    proxy.reset(times=1)
+    blobs.get("a", 10)
+    with pytest.raises(MissingBlobError):
+        blobs.get("b", 10)
+    assert told == [
+        *[("PutObject", 503), ("PutObject", 503), ("PutObject", 200)],
+        *[("GetObject", 0), ("GetObject", 200)],
+        ("GetObject", 404),
+    ]

@@ -1,8 +1,9 @@
-"""The service unit: clean and hardened by systemd's own judgement, and in step with the daemon's settings and exit codes."""
+"""The service units: clean and hardened by systemd's own judgement, and in step with the daemon's settings and exit codes."""
 
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 from configparser import RawConfigParser
@@ -14,6 +15,7 @@ from daemon.config import Config, known_names
 
 UNITS = Path(__file__).resolve().parents[2] / "systemd"
 SERVICE = UNITS / "maskd.service"
+PER_GPU = UNITS / "maskd@.service"
 EXPOSURE_MAX = 40  # tenths: systemd's scale ends at 10.0, and 4.0 is where "OK" begins
 
 needs_systemd_analyze = pytest.mark.skipif(
@@ -33,18 +35,19 @@ class Unit(RawConfigParser):
         return self.get("Service", name)
 
 
-@pytest.fixture
-def runnable(tmp_path: Path) -> Path:
-    """The unit with programs and files that exist here, since verify looks for them."""
-    unit = tmp_path / "maskd.service"
-    unit.write_text(re.sub(r"(?m)^ExecStart=\S+", "ExecStart=/bin/true", SERVICE.read_text()))
+@pytest.fixture(params=["maskd.service", "maskd@3.service"])
+def runnable(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A unit with a program that exists here, since verify looks for it; of the template, GPU 3's."""
+    unit = tmp_path / str(request.param)
+    template = re.sub(r"@\d+", "@", unit.name)
+    unit.write_text((UNITS / template).read_text().replace("/opt/maskd/.venv/bin/maskd run", "/bin/true"))
     return unit
 
 
 @needs_systemd_analyze
 def test_systemd_finds_nothing_wrong_with_the_unit(runnable: Path) -> None:
     done = subprocess.run(["systemd-analyze", "verify", "--man=no", runnable], capture_output=True, text=True, check=False)
-    said = [line for line in (done.stdout + done.stderr).splitlines() if runnable.name in line]
+    said = [line for line in (done.stdout + done.stderr).splitlines() if "maskd" in line]
     assert (done.returncode, said) == (0, [])
 
 
@@ -55,13 +58,40 @@ def test_the_service_is_exposed_to_4_of_10_at_most(runnable: Path) -> None:
     assert done.returncode == 0, "\n".join((done.stdout + done.stderr).splitlines()[-3:])
 
 
+def test_the_unit_per_gpu_differs_in_its_gpu_port_state_settings_and_names_only() -> None:
+    def lines(file: Path) -> set[str]:
+        return {line for line in file.read_text().splitlines() if not line.startswith("#")}
+
+    assert lines(SERVICE) - lines(PER_GPU) == {
+        "Description=maskd, the mask daemon",
+        "ExecStart=/opt/maskd/.venv/bin/maskd run",
+        "StateDirectory=maskd",
+        "Environment=PYTHONUNBUFFERED=1 HOME=%S/maskd MASKD_STATE_DIR=%S/maskd",
+        "SyslogIdentifier=maskd",
+    }
+    own = {line.partition("=")[0] for line in lines(PER_GPU) - lines(SERVICE)}
+    assert own == {"Description", "ExecStart", "EnvironmentFile", "StateDirectory", "Environment", "SyslogIdentifier"}
+
+
+@pytest.mark.parametrize(("given", "port"), [({}, "8003"), ({"MASKD_PORT": "9100"}, "9103")])
+def test_the_unit_of_gpu_3_listens_at_the_third_port_after(given: dict[str, str], port: str) -> None:
+    line = Unit(PER_GPU).of_service("ExecStart").replace("%i", "3").replace("$$", "$")
+    assert line.endswith("exec /opt/maskd/.venv/bin/maskd run'")
+    program, flag, script = shlex.split(line.replace("exec /opt/maskd/.venv/bin/maskd run", "exec printenv MASKD_PORT"))
+    done = subprocess.run(
+        [program, flag, script], env={"PATH": "/usr/bin:/bin", **given}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == port
+
+
 def test_systemd_waits_longer_than_the_drain_takes() -> None:
     stop_seconds = int(Unit(SERVICE).of_service("TimeoutStopSec"))
     assert stop_seconds >= Config.model_fields["drain_seconds"].default + 15
 
 
-def test_a_mistake_in_the_settings_is_not_restarted_and_everything_else_is() -> None:
-    unit = Unit(SERVICE)
+@pytest.mark.parametrize("file", [SERVICE, PER_GPU], ids=lambda file: file.name)
+def test_a_mistake_in_the_settings_is_not_restarted_and_everything_else_is(file: Path) -> None:
+    unit = Unit(file)
     assert unit.of_service("Restart") == "always"
     assert unit.of_service("RestartPreventExitStatus") == "78"
     assert unit.of_service("SuccessExitStatus") == "75 76"
@@ -70,7 +100,8 @@ def test_a_mistake_in_the_settings_is_not_restarted_and_everything_else_is() -> 
 
 def test_the_unit_and_the_example_name_only_settings_that_exist() -> None:
     named = set(re.findall(r"(?m)^#?([A-Z][A-Z0-9_]+)=", (UNITS / "maskd.env.example").read_text()))
-    named |= set(re.findall(r"\b(MASKD_\w+)=", SERVICE.read_text()))
+    for file in (SERVICE, PER_GPU, *UNITS.glob("supervisor/*.conf")):
+        named |= set(re.findall(r"\b(MASKD_\w+)=", file.read_text()))
     assert named - known_names() == set()
 
 

@@ -1,0 +1,92 @@
+"""What is asked when /metrics is scraped: seldom enough, never for long, and no figure rather than an old one."""
+
+from __future__ import annotations
+
+import threading
+
+import anyio
+import pytest
+from prometheus_client import REGISTRY
+from support.database import Database
+
+from daemon import vitals
+from daemon.stores import timed
+from daemon.vitals import Vitals
+from storage.base import ConfigurationError, UnavailableError
+from storage.postgres import PostgresStore
+
+pytestmark = pytest.mark.anyio
+
+PENDING = ("maskd_queue_tasks", {"kind": "segment_visual", "status": "pending"})
+NOBODY = "postgresql://nobody@127.0.0.1:1/nothing"
+
+
+async def test_the_queue_is_asked_for_at_most_once_in_a_while(database: Database) -> None:
+    store = timed(PostgresStore(database.dsn))
+    looking = Vitals(store, every_seconds=60)
+    before = calls("status")
+    await looking.look()
+    assert calls("status") == before, "the store is not open yet"
+    looking.open({})
+    async with anyio.create_task_group() as scrapes:
+        for _ in range(5):
+            scrapes.start_soon(looking.look)
+    await store.close()
+    assert calls("status") == before + 1
+    assert REGISTRY.get_sample_value(*PENDING) == 0
+
+
+async def test_a_database_that_is_away_leaves_no_old_figures(database: Database) -> None:
+    store = PostgresStore(database.dsn)
+    looking = Vitals(store, every_seconds=0)
+    looking.open({})
+    await looking.look()
+    assert REGISTRY.get_sample_value(*PENDING) == 0
+    await store.close()
+
+    away = timed(PostgresStore(NOBODY, timeout_seconds=2))
+    failures = REGISTRY.get_sample_value("maskd_database_failures_total", {"call": "status"}) or 0
+    looking = Vitals(away, every_seconds=0)
+    looking.open({})
+    await looking.look()
+    assert REGISTRY.get_sample_value(*PENDING) is None
+    assert REGISTRY.get_sample_value("maskd_database_failures_total", {"call": "status"}) == failures + 1
+
+
+async def test_a_device_that_hangs_holds_up_no_scrape_and_costs_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vitals, "ANSWER_SECONDS", 0.1)
+    let_go, asked = threading.Event(), []
+
+    def hang() -> dict[str, int]:
+        asked.append(1)
+        let_go.wait(60)
+        return {"allocated": 1}
+
+    looking = Vitals(PostgresStore(NOBODY), every_seconds=0)
+    looking.open({"gpu0": hang})
+    for _ in range(3):
+        with anyio.fail_after(30):
+            await looking.look()
+    assert asked == [1]
+    let_go.set()
+
+
+async def test_the_memory_of_a_device_is_told_by_state() -> None:
+    looking = Vitals(PostgresStore(NOBODY), every_seconds=0)
+    looking.open({"gpu7": lambda: {"total": 80, "allocated": 3}})
+    await looking.look()
+    assert REGISTRY.get_sample_value("maskd_gpu_memory_bytes", {"device": "gpu7", "state": "total"}) == 80
+    assert REGISTRY.get_sample_value("maskd_gpu_memory_bytes", {"device": "gpu7", "state": "allocated"}) == 3
+
+
+async def test_a_call_that_fails_is_timed_and_counted_and_fails_still() -> None:
+    store = timed(PostgresStore(NOBODY, timeout_seconds=2))
+    before = calls("probe")
+    with pytest.raises((UnavailableError, ConfigurationError)):
+        await store.probe()
+    assert calls("probe") == before + 1
+
+
+def calls(call: str) -> float:
+    """How often a function of the queue was called."""
+    return REGISTRY.get_sample_value("maskd_database_seconds_count", {"call": call}) or 0
