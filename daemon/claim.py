@@ -131,7 +131,7 @@ class Claimer:
         for kind in {work.task.kind for work in works}:
             waited = [work.task.waited_seconds for work in works if work.task.kind == kind]
             metrics.CLAIMED.labels(kind).inc(len(waited))
-            metrics.WAITED.labels(kind).observe(max(waited))
+            metrics.waited(kind, max(waited))
         return works
 
     def _room_came_free(self) -> None:

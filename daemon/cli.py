@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import typer
 
-from daemon.commands import demo, doctor, migrate, retry, run, status, submit, weights
+from daemon.commands import cancel, demo, doctor, migrate, pause, prune, retry, run, status, submit, watch, weights
 from models.weights import WeightsError
 from storage.base import ConfigurationError, RefusedError, UnavailableError
 
@@ -14,7 +15,11 @@ EXIT_FAILED = 1
 EXIT_CONFIGURATION = 78
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="The mask daemon.")
-for command in (run.run, demo.demo, migrate.migrate, submit.submit, status.status, retry.retry, doctor.doctor):
+COMMANDS: tuple[Callable[..., None], ...] = (
+    *(run.run, demo.demo, migrate.migrate, submit.submit, status.status, watch.watch),
+    *(cancel.cancel, pause.pause, pause.resume, retry.retry, prune.prune, doctor.doctor),
+)
+for command in COMMANDS:
     app.command()(command)
 app.add_typer(weights.app, name="weights")
 

@@ -246,7 +246,7 @@ def store_config(environ: Mapping[str, str] | None = None, env_file: Path = Path
     found = _found(environ, env_file)
     if mistake := _mistake_in_database({name: value for name, value in found.items() if value}):
         raise ConfigurationError(mistake)
-    return _only((*DATABASE, "SUPABASE_URL", "SUPABASE_SERVICE_KEY"), environ, env_file)
+    return _only((*DATABASE, "SUPABASE_URL", "SUPABASE_SERVICE_KEY", "MASKD_DATABASE_TIMEOUT_SECONDS"), environ, env_file)
 
 
 def _only(names: Sequence[str], environ: Mapping[str, str] | None, env_file: Path) -> Config:

@@ -11,7 +11,6 @@ import asyncio
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
@@ -22,14 +21,13 @@ from daemon.asks import Asks
 from daemon.batch import Batcher
 from daemon.journal import Journal
 from daemon.lanes import Lane, Threads
+from daemon.steps import Answer, Running, finish_batch, infer_batch, prepare_batch, run_batch
 from daemon.work import Work
-from handlers.base import Handler, Result, roles_in
-from models.base import DeviceLostError, Models, Role, Stop, StoppedError
+from handlers.base import Handler
+from models.base import DeviceLostError, Models, Role, Stop
 
 log = structlog.get_logger(__name__)
 
-LENT_SECONDS_MIN = 0.001
-Answer = Result | Exception
 Asked = TypeVar("Asked")
 
 
@@ -47,51 +45,6 @@ class PoolDiedError(Exception):
 
 class DeviceDiedError(PoolDiedError):
     """A device answers nothing any more: the process must be started anew (exit code 76)."""
-
-
-@dataclass(slots=True, eq=False)
-class Running:
-    """One batch on a thread."""
-
-    number: int
-    works: list[Work]
-    seconds_max: float
-    on: Threads
-    """Whose thread it is on, or waits for."""
-    between: Callable[[], float]
-    """Answers clicks between two steps; seconds spent."""
-    timer: asyncio.TimerHandle | None = None
-    overdue: bool = False
-    lost: Threads | None = None
-    """Whose thread hangs in it."""
-    taken: bool = False
-    """Whether a thread has taken the step that it is at."""
-    given_back: bool = False
-    """Whether it never was on the device that is lost."""
-    too_many: int = 0
-    """How many jobs together ran out of memory."""
-    lent_seconds: float = 0.0
-    lending_since: float | None = None
-    started: float = field(default_factory=time.monotonic)
-
-    def take_lent(self) -> float:
-        """Seconds since the last time that this was asked which clicks took of the thread, one that still does included."""
-        since, now = self.lending_since, time.monotonic()
-        lent, self.lent_seconds = self.lent_seconds, 0.0
-        if since is not None:
-            lent += now - since
-            self.lending_since = now
-        return lent if lent >= LENT_SECONDS_MIN else 0.0
-
-    def stop(self) -> None:
-        """Handlers call this between steps; it raises once nobody wants any of the batch."""
-        if all(work.stopped for work in self.works):
-            raise StoppedError
-        self.lending_since = time.monotonic()
-        spent = self.between()
-        since, self.lending_since = self.lending_since, None
-        if spent and since is not None:
-            self.lent_seconds += time.monotonic() - since
 
 
 class Pool:
@@ -129,7 +82,7 @@ class Pool:
         self._asks.on_free = self.kick
         self._asks.on_hung, self._asks.on_back = partial(self._lose, self._threads), partial(self._regain, self._threads)
         self._asks.on_lost = self._device_lost
-        self._slots = threads + (0 if aside is None else 1)  # a GPU's next batch is prepared while this one runs
+        self.slots = threads + (0 if aside is None else 1)  # a GPU's next batch is prepared while this one runs
         self._busy = 0
         self._batches = 0
         self._steps = 0
@@ -165,6 +118,11 @@ class Pool:
         self.batcher.add(works)
         self.kick()
 
+    @property
+    def running(self) -> list[Running]:
+        """The batches under way, the one that began first first."""
+        return sorted(self._running, key=lambda running: running.number)
+
     async def ask(
         self,
         roles: frozenset[Role],
@@ -189,7 +147,7 @@ class Pool:
 
     def kick(self) -> None:
         """Start as many batches as there are threads that nothing else runs or waits for."""
-        while (free := self._slots - self._busy - len(self._asks)) > 0 and not self._dead:
+        while (free := self.slots - self._busy - len(self._asks)) > 0 and not self._dead:
             works = self.batcher.take(free if self._aside is None else 1)
             if not works:
                 return
@@ -291,7 +249,7 @@ class Pool:
 
     def _answer(self, running: Running, answers: list[Answer]) -> None:
         seconds = time.monotonic() - running.started
-        metrics.STAGE.labels("infer").observe(seconds)
+        metrics.took("infer", seconds)
         spent = {"infer": round(seconds * 1000, 1)}
         for work in running.works:
             work.stages_ms = {**work.stages_ms, **spent} if work.stages_ms else spent
@@ -337,60 +295,3 @@ class Pool:
 def _nothing() -> float:
     """What comes between the steps of a device, in seconds."""
     return 0.0
-
-
-def run_batch(handler: Handler, running: Running, models: Models) -> list[Answer]:
-    """All three steps on one thread."""
-    return finish_batch(handler, running, infer_batch(handler, running, prepare_batch(handler, running, models), models))
-
-
-def prepare_batch(handler: Handler, running: Running, models: Models) -> list[Any]:
-    """What `run` needs, or the exception that preparing raised, per work."""
-    return [_attempt(handler.prepare, work.job, models) for work in running.works]
-
-
-def infer_batch(handler: Handler, running: Running, prepared: Sequence[Any], models: Models) -> list[Any]:
-    """Raw answers or exceptions, per work; a batch that fails as a whole is tried one by one, by halves if memory ran out."""
-    if running.given_back:
-        return []
-    good = [item for item in prepared if not isinstance(item, Exception)]
-    answers = iter(_infer(handler, good, models, running))
-    return [item if isinstance(item, Exception) else next(answers) for item in prepared]
-
-
-def finish_batch(handler: Handler, running: Running, raws: Sequence[Any]) -> list[Answer]:
-    """Results or exceptions, per work."""
-    pairs = zip(running.works, raws, strict=True)
-    return [raw if isinstance(raw, Exception) else _attempt(handler.finish, work.job, raw) for work, raw in pairs]
-
-
-def _infer(handler: Handler, items: Sequence[Any], models: Models, running: Running) -> Sequence[Any]:
-    if not items:
-        return ()
-    answers = _attempt(_run, handler, items, models, running.stop)
-    if isinstance(answers, Exception):
-        if len(items) == 1 or isinstance(answers, StoppedError | DeviceLostError):
-            return [answers] * len(items)
-        if isinstance(answers, MemoryError):
-            running.too_many = max(running.too_many, len(items))
-        part = len(items) // 2 if isinstance(answers, MemoryError) else 1
-        parts = [items[first : first + part] for first in range(0, len(items), part)]
-        return [answer for each in parts for answer in _infer(handler, each, models, running)]
-    if len(answers) != len(items):
-        return [RuntimeError(f"the handler answered {len(answers)} of {len(items)} jobs")] * len(items)
-    return answers  # type: ignore[no-any-return]
-
-
-def _run(handler: Handler, items: Sequence[Any], models: Models, stop: Callable[[], None]) -> Sequence[Any]:
-    models.make_room(roles_in(handler, models.roles()), models)
-    return handler.run(items, models, stop)
-
-
-def _attempt(call: Callable[..., Any], *args: Any) -> Any:
-    """The answer, or the exception as a value: one bad job never fails its neighbours."""
-    try:
-        return call(*args)
-    except Exception as error:
-        return error
-    except BaseException as error:  # a panic in native code comes as one; the thread must live on
-        return RuntimeError(f"{type(error).__name__}: {error}")

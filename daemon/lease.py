@@ -46,6 +46,7 @@ class Lease:
         self._unserved_seconds = unserved_seconds
         self.kinds: Sequence[str] = ()
         self.info: Mapping[str, Any] = {}
+        self.news: Callable[[], Mapping[str, Any]] = dict
         self.failing: Callable[[str], None] = lambda reason: None
         self.on_gone: Callable[[str, str], None] = lambda task_id, token: None
         self.may_rest: Callable[[], bool] = lambda: False
@@ -77,7 +78,7 @@ class Lease:
         beat = Beat(
             self._worker,
             self._lease_seconds,
-            self.info,
+            {**self.info, **self.news()},
             self.kinds,
             [(work.task.id, work.task.token) for work in self._held],
             [work.task.id for work in self._held if work.begun],

@@ -15,20 +15,20 @@ from functools import partial
 from typing import Any
 
 import anyio
-import anyio.to_thread
 import structlog
 
-from daemon import doing, metrics, systemd
+from daemon import doing, metrics, start, systemd
 from daemon.claim import Claimer
 from daemon.config import Config
-from daemon.engines import CPU, Station, build_stations, describe, kinds_of, memories, show_ready
+from daemon.engines import CPU, Station, describe, kinds_of, memories
 from daemon.fetch import Fetcher, FetchLimits
 from daemon.gate import Gate
 from daemon.infer import Pool
 from daemon.journal import Journal
 from daemon.keys import Keys, bases_of
 from daemon.lanes import Threads
-from daemon.lease import Lease, succeed_the_dead
+from daemon.lease import Lease
+from daemon.news import PausedKinds, gpu_memory, news
 from daemon.pipeline import Parts, Pipeline
 from daemon.project_images import ProjectImages
 from daemon.server import Server
@@ -47,19 +47,13 @@ from daemon.write import Writer
 from handlers.base import Handler
 from handlers.registry import discover
 from models.cache import EmbeddingCache
-from storage.base import BlobStore, ConfigurationError, SessionStore, UnavailableError, UnknownFunctionError
+from storage.base import BlobStore, ConfigurationError, SessionStore
 from storage.files import FileBlobs
 from storage.memory import MemorySessions
 from storage.r2 import R2Blobs
 
 log = structlog.get_logger(__name__)
 
-START_RETRY_SECONDS = 1.0
-EXTEND = "EXTEND_TIMEOUT_USEC=15000000"
-EXTEND_EVERY_SECONDS = 5.0
-START_PROBE_SECONDS = 10.0
-START_SCHEMA_SECONDS = 60.0
-"""While a deploy is under way PostgREST may not know functions that are there; after so long they are not."""
 STALLED_LEASES = 3.0
 STALLED_CALLS = 2.0
 GPU_BATCHES_MORE = 2
@@ -91,13 +85,23 @@ class Daemon:
         self.everything = Everything(self.sessions)
         routes = SessionRoutes(self.sessions, self.everything, access)
         self.vitals = Vitals(self.store, config.metrics_seconds)
-        self.server = Server(config.host, config.port, access, self.health, routes, with_page=config.page, look=self.vitals.look)
+        self.paused = PausedKinds(self.store)
+        self.server = Server(
+            config.host,
+            config.port,
+            access,
+            self.health,
+            routes,
+            with_page=config.page,
+            look=self.vitals.look,
+            more=self.paused.health,
+        )
         self.ready = anyio.Event()
         self.pipeline: Pipeline | None = None
         self.state_dir = config.state_dir.expanduser()
         self._stalls = Stalls()
         self._starting: anyio.CancelScope | None = None
-        self._started_at = time.monotonic()
+        self.started_at = time.monotonic()
 
     def drain(self) -> None:
         """Stop in good order; `run` returns when it is done."""
@@ -118,10 +122,10 @@ class Daemon:
                 # The dead are succeeded while models load: others rescue what they had finished after one lease.
                 async with anyio.create_task_group() as starting:
                     starting.start_soon(self._load)
-                    templates = await self._open()
+                    templates = await start.open_queue(self.store, self.config, self.state_dir)
                 self.vitals.open(memories(self.stations, self.config))
-                await self._try_blobs()
-                await self._try_sessions()
+                await start.try_blobs(self.blobs)
+                await start.try_sessions(self.sessions.store)
                 journal = Journal(self.state_dir, self.worker, address(self.config))
                 self.pipeline = Pipeline(assemble(self, templates, journal))
             if self.pipeline is None:
@@ -168,8 +172,9 @@ class Daemon:
             "status": "starting",
             "version": version(),
             "worker": self.worker,
-            "uptime_seconds": round(time.monotonic() - self._started_at, 1),
+            "uptime_seconds": round(time.monotonic() - self.started_at, 1),
             "models": describe(self.stations),
+            "gpus": self.gpus(),
             "cache": {
                 "entries": self.cache.entries,
                 "bytes": self.cache.bytes,
@@ -202,45 +207,12 @@ class Daemon:
     def _claims(self) -> bool:
         return self.pipeline is not None and self.pipeline.ready.is_set() and not self.pipeline.draining
 
+    def gpus(self) -> dict[str, dict[str, int]]:
+        """Memory of the devices, taken and all."""
+        return gpu_memory(self.stations, self.config.gpu_memory_mb)
+
     async def _load(self) -> None:
-        """The engines, loaded on a thread while /health says starting. A wrong setting ends the process."""
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_extend_start)
-            self.stations = await anyio.to_thread.run_sync(build_stations, self.config, self.cache, _say, abandon_on_cancel=True)
-            tasks.cancel_scope.cancel()
-        show_ready(self.stations)
-
-    async def _open(self) -> list[str]:
-        """Wait for a database that is not there yet (a wrong one ends the process), and report the dead of this host to it.
-        Returns the templates of keys."""
-        begun = time.monotonic()
-        while True:
-            try:
-                await self.store.open()
-                database, batch_max = address(self.config), self.config.settle_batch_max
-                await succeed_the_dead(self.store, self.state_dir, database, batch_max)
-                return await self.store.key_templates()
-            except (UnavailableError, UnknownFunctionError) as error:
-                if isinstance(error, UnknownFunctionError) and time.monotonic() - begun > START_SCHEMA_SECONDS:
-                    raise
-                log.warning("start.waiting", reason=str(error))
-                systemd.notify("STATUS=waiting for the database", EXTEND)
-                await anyio.sleep(START_RETRY_SECONDS)
-
-    async def _try_blobs(self) -> None:
-        """Wrong credentials end the process with a sentence; a store that is away now is the gate's business."""
-        try:
-            with anyio.fail_after(START_PROBE_SECONDS):
-                await _probe(self.blobs)
-        except (UnavailableError, TimeoutError) as error:
-            log.warning("start.blobs_away", reason=str(error))
-
-    async def _try_sessions(self) -> None:
-        """The same of where sessions live: while that is away they are refused, and tasks go on."""
-        try:
-            await self.sessions.store.open()
-        except UnavailableError as error:
-            log.warning("start.sessions_away", reason=str(error))
+        self.stations = await start.load(self.config, self.cache)
 
     async def _say_ready(self) -> None:
         assert self.pipeline is not None
@@ -303,7 +275,7 @@ def assemble(daemon: Daemon, templates: list[str], journal: Journal) -> Parts:
     """The parts of one pipeline."""
     config, store, held = daemon.config, daemon.store, Held()
     wake = Wake(config.poll_seconds, config.poll_unproven_seconds, config.rest_seconds)
-    gate = Gate({"database": store.probe, "blobs": partial(_probe, daemon.blobs)})
+    gate = Gate({"database": store.probe, "blobs": partial(start.probe, daemon.blobs)})
     pools = _pools(daemon, journal)
     limits = FetchLimits(
         config.image_bytes_max,
@@ -322,6 +294,7 @@ def assemble(daemon: Daemon, templates: list[str], journal: Journal) -> Parts:
         metrics.THREADS_LOST.labels(name).set(0)
     lease = Lease(store, daemon.worker, held, config.lease_seconds, config.unserved_seconds)
     lease.kinds = tuple(sorted({kind for pool in pools.values() for kind in pool.kinds}))
+    lease.news = lambda: news(held, wake, gate, pools, daemon.gpus(), time.monotonic() - daemon.started_at)
     kinds = {name: pool.kinds for name, pool in pools.items()}
     lease.may_rest, lease.on_look, wake.on_work = wake.is_idle, wake.look, lease.stir
     spool = Spool(daemon.state_dir, daemon.worker, address(config), config.spool_max, config.spool_mb * MB)
@@ -397,19 +370,3 @@ async def watch_signals(drain: Callable[[], None]) -> None:
                 os._exit(1)
             log.info("signal.drain", signal=number.name)
             drain()
-
-
-def _say(status: str) -> None:
-    systemd.notify(f"STATUS={status}", EXTEND)
-
-
-async def _extend_start() -> None:
-    """Tell the service manager, for as long as it takes, that the start goes on."""
-    while True:
-        systemd.notify(EXTEND)
-        await anyio.sleep(EXTEND_EVERY_SECONDS)
-
-
-async def _probe(blobs: BlobStore) -> None:
-    with anyio.fail_after(60):
-        await anyio.to_thread.run_sync(blobs.probe, abandon_on_cancel=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -125,6 +127,10 @@ CALLS = (
 )
 """The methods of a TaskStore that ask the database."""
 WAITING = ("pending", "processing", "delayed", "waiting")
+RECENT_MAX = 500
+RECENT_SECONDS = 60.0
+RECENT: dict[str, deque[tuple[float, float]]] = {stage: deque(maxlen=RECENT_MAX) for stage in ("wait", *STAGES)}
+"""The last times of each stage (when, how long), for what a worker tells of itself; buckets would be too coarse for it."""
 
 
 def announce_source(source: str, reasons: Sequence[str]) -> None:
@@ -133,6 +139,29 @@ def announce_source(source: str, reasons: Sequence[str]) -> None:
     WAKE_MISSED.labels(source)
     for reason in reasons:
         WAKE_ENDED.labels(source, reason)
+
+
+def took(stage: str, seconds: float) -> None:
+    """One stage of a task or batch is over."""
+    STAGE.labels(stage).observe(seconds)
+    RECENT[stage].append((time.monotonic(), seconds))
+
+
+def waited(kind: str, seconds: float) -> None:
+    """A task of that kind was claimed so long after it became pending."""
+    WAITED.labels(kind).observe(seconds)
+    RECENT["wait"].append((time.monotonic(), seconds))
+
+
+def latencies() -> dict[str, dict[str, float]]:
+    """Per stage the median and the 95th percentile of the last minute, in ms; stages that nothing went through are left out."""
+    since, found = time.monotonic() - RECENT_SECONDS, {}
+    for stage, times in RECENT.items():
+        recent = sorted(seconds for at, seconds in times if at >= since)
+        if recent:
+            p50, p95 = (recent[min(int(len(recent) * part), len(recent) - 1)] for part in (0.5, 0.95))
+            found[stage] = {"p50_ms": round(p50 * 1000, 1), "p95_ms": round(p95 * 1000, 1)}
+    return found
 
 
 class Cache(Protocol):

@@ -62,6 +62,44 @@ class Said:
             self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+class Rows:
+    """Many alike, done in batches; a `with` block holds the terminal. Elsewhere a line for each tenth."""
+
+    def __init__(self, console: Console, what: str, total: int) -> None:
+        self._console = console
+        self._what = what
+        self._total = total
+        self._done = self._said = 0
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        self._bars = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._bar = self._bars.add_task(what, total=total)
+
+    def __enter__(self) -> Rows:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def advance(self, count: int) -> None:
+        """So many more are done."""
+        self._done += count
+        self._bars.update(self._bar, completed=self._done)
+        if not self._console.is_terminal and self._done - self._said >= max(self._total // 10, 1):
+            self._said = self._done
+            self.note(f"{self._what}: {self._done:,} of {self._total:,}")
+
+    def note(self, sentence: str) -> None:
+        """Something to know besides."""
+        self._bars.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+
 class Transfers:
     """Files that come one after the other, in bytes; a `with` block holds the terminal."""
 

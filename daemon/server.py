@@ -29,6 +29,7 @@ from storage.base import ConfigurationError, InvalidImageError, UnavailableError
 log = structlog.get_logger(__name__)
 
 Health = Callable[[], dict[str, Any]]
+More = Callable[[], Awaitable[dict[str, Any]]]
 RELAYED = (
     "Forwarded",
     "X-Forwarded-For",
@@ -73,7 +74,7 @@ STATUS = {
 
 class Server:
     """The endpoint of one worker. `health()` describes it; its "status" is ok, starting or degraded. `look` comes before each
-    scrape of metrics."""
+    scrape of metrics. `more()` knows what the database does, and is only asked for /health once the worker has begun."""
 
     def __init__(
         self,
@@ -85,11 +86,13 @@ class Server:
         *,
         with_page: bool = False,
         look: Callable[[], Awaitable[None]] | None = None,
+        more: More | None = None,
     ) -> None:
         self._host = host
         self._port = port
         self._access = access
         self._health = health
+        self._more = more
         self._sessions = sessions
         self._page = PAGE if with_page else None
         self._look = look
@@ -136,8 +139,10 @@ class Server:
 
     async def _get_health(self, request: web.Request) -> web.Response:
         health = self._health()
-        body = health if self._may_see(request) else {"status": health["status"]}
-        return web.json_response(body)
+        if not self._may_see(request):
+            return web.json_response({"status": health["status"]})
+        more = {} if self._more is None or health["status"] == "starting" else await self._more()
+        return web.json_response(health | more)
 
     async def _get_page(self, request: web.Request) -> web.StreamResponse:
         """A file of the page, by its plain name."""

@@ -47,7 +47,7 @@ class Work:
         """Note the time of a stage of this task that began at `since` (time.monotonic)."""
         seconds = time.monotonic() - since
         self.stages_ms = {**(self.stages_ms or {}), stage: round(seconds * 1000, 1)}
-        metrics.STAGE.labels(stage).observe(seconds)
+        metrics.took(stage, seconds)
 
 
 class Held:

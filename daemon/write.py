@@ -17,9 +17,9 @@ from anyio.abc import TaskGroup
 
 from daemon import metrics
 from daemon.gate import AWAY
-from daemon.infer import Answer
 from daemon.keys import Keys
 from daemon.settle import Ended, encode, end_of
+from daemon.steps import Answer
 from daemon.work import Work
 from handlers.base import Result, ResultBlob
 from models.base import StoppedError

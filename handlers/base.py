@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from models.base import ImageHWC, Models, Role, Stop
+from models.base import ImageHWC, Models, Progress, Role, Stop, untold
 
 
 class RejectedError(Exception):
@@ -174,12 +174,20 @@ class Handler(Protocol):
         ...
 
     def run(self, prepared: Sequence[Any], models: Models, stop: Stop) -> Sequence[Any]:
-        """One raw answer or exception per prepared job, in order. The pool's thread; calls `stop()` between steps."""
+        """One raw answer or exception per prepared job, in order. The pool's thread; calls `stop()` between steps, and where it
+        takes long tells `progress_of(stop)` how far it is."""
         ...
 
     def finish(self, job: Job, raw: Any) -> Result:
         """Encode one raw answer into files, labels and metadata. CPU thread."""
         ...
+
+
+def progress_of(stop: Stop) -> Progress:
+    """Whom `run` tells the share of its work that is done, 0..1: a pool's `stop` has a `progress` for it, which may be called as
+    often as one likes."""
+    progress: Progress = getattr(stop, "progress", untold)
+    return progress
 
 
 def roles_in(handler: Handler, held: frozenset[Role]) -> frozenset[Role]:

@@ -21,7 +21,7 @@ from handlers._prompts import source_of
 from handlers._region import Pointed, Region, RegionParams, found_in, grown, pointed_at, region_inputs, region_of
 from handlers._repaint import FEATHER_PIXELS, check_output, paste, result
 from handlers._together import together
-from handlers.base import Inputs, Job, Limits, RejectedError, Request, Result
+from handlers.base import Inputs, Job, Limits, RejectedError, Request, Result, progress_of
 from models.base import Canvas, Generator, ImageHWC, Mask, Models, Patch, Role, Stop
 
 ROLES = frozenset({Role.VISUAL, Role.GENERATE})
@@ -139,7 +139,7 @@ def _answers(jobs: Sequence[Prepared], models: Models, stop: Stop) -> list[Answe
     ]
     boxes = [surroundings(mask, job.region.size_wh, generator.side) for job, mask in zip(jobs, masks, strict=True)]
     canvases = [_canvas(*each, generator.side) for each in zip(jobs, masks, boxes, strict=True) if each[1].bits.size]
-    painted = iter(generator.generate(canvases, stop, lambda share: None))
+    painted = iter(generator.generate(canvases, stop, progress_of(stop)))
     facts = facts_of(generator, False)
     return [
         Answer(mask, (Patch(box, next(painted)),) if mask.bits.size else (), job.seed, facts, each.segmenter)

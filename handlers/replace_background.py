@@ -24,7 +24,18 @@ from handlers._prompts import source_of
 from handlers._region import Pointed, Region, RegionParams, found_in, pointed_at, region_inputs, region_of
 from handlers._repaint import blend, check_output, result, rising, strips
 from handlers._together import together
-from handlers.base import BlobRef, Inputs, Job, Limits, RejectedError, Request, Result, SourceImage, UnservedError
+from handlers.base import (
+    BlobRef,
+    Inputs,
+    Job,
+    Limits,
+    RejectedError,
+    Request,
+    Result,
+    SourceImage,
+    UnservedError,
+    progress_of,
+)
 from models.base import Generator, ImageHWC, Mask, Models, Role, Stop
 
 ROLES = frozenset({Role.VISUAL})
@@ -260,4 +271,4 @@ def _painted(asked: Sequence[tuple[Prepared, Mask]], models: Models, stop: Stop)
         side = min(SIDE_MAX, max(height, width, generator.side))
         behind_hw = ~kept.window_hw((0, 0, width, height))
         canvases.append(canvas(image_hwc, behind_hw, side, wish.prompt or "", wish.params, prepared.seed))
-    return generator.generate(canvases, stop, lambda share: None)
+    return generator.generate(canvases, stop, progress_of(stop))

@@ -7,7 +7,7 @@ Asks for nothing; `points_per_side`, `pred_iou_thresh`, `stability_score_thresh`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from pydantic import Field
@@ -16,7 +16,7 @@ from handlers._instances import Facts, Instance, facts_of, result
 from handlers._params import Share, Strict, check_text, read
 from handlers._prompts import source_of, view_of
 from handlers._together import together
-from handlers.base import Inputs, Job, Limits, RejectedError, Request, Result
+from handlers.base import Inputs, Job, Limits, RejectedError, Request, Result, progress_of
 from models.base import EverythingOptions, EverythingSegmenter, Later, Mask, Model, Models, Role, Stop, View
 
 ROLES = frozenset({Role.EVERYTHING})
@@ -109,7 +109,7 @@ def _answers(jobs: Sequence[Prepared], models: Models, stop: Stop) -> list[Answe
     model, answers = _model(models), []
     embedded = models.embeddings.get(model, [job.view for job in jobs])
     for job, (embedding, cached) in zip(jobs, embedded, strict=True):
-        options = options_of(job.params, model)
+        options = replace(options_of(job.params, model), progress=progress_of(stop))
         answers.append(Answer(model.everything(embedding, options, stop), options.points_per_side, facts_of(model, cached)))
     return answers
 

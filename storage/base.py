@@ -239,6 +239,10 @@ class TaskStore(Protocol):
         """What the database finds of itself, as `maskd.checkup()` tells it: grants, triggers, indexes, policies and the like."""
         ...
 
+    async def ask(self, function: str, **arguments: Any) -> Any:
+        """What public.maskd_<function> answers an operator: JSON values and lists of text in, one JSON value out."""
+        ...
+
     async def probe(self) -> None:
         """One cheap round trip."""
         ...

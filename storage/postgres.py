@@ -217,6 +217,12 @@ class PostgresStore:
         found: dict[str, Any] = json.loads(await self._value("select maskd.checkup()"))
         return found
 
+    async def ask(self, function: str, **arguments: Any) -> Any:
+        named = ", ".join(f"{name} => ${place}" for place, name in enumerate(arguments, 1))
+        values = [json.dumps(value) if isinstance(value, dict) else value for value in arguments.values()]
+        answer = await self._value(f"select public.maskd_{function}({named})", *values)
+        return None if answer is None else json.loads(answer)
+
     async def probe(self) -> None:
         await self._value("select 1")
 

@@ -97,6 +97,9 @@ class SupabaseStore:
     async def checkup(self) -> dict[str, Any]:
         return await self._rpc.call("checkup", dict)
 
+    async def ask(self, function: str, **arguments: Any) -> Any:
+        return await self._rpc.call(function, _anything, **arguments)
+
     async def probe(self) -> None:
         await self._rpc.call("version", _text)
 
@@ -116,6 +119,10 @@ def _listed(answer: Any) -> list[Any]:
 def _nothing(answer: Any) -> None:
     if answer is not True:
         raise TypeError("not true")
+
+
+def _anything(answer: Any) -> Any:
+    return answer
 
 
 def _text(answer: Any) -> str | None:
@@ -153,7 +160,7 @@ def _tended(answer: Any) -> Tended | None:
 
 
 def _status(answer: Any) -> dict[str, Any]:
-    return {part: _listed(answer[part]) for part in ("tasks", "kinds", "workers", "errors")}
+    return dict(answer) | {part: _listed(answer[part]) for part in ("tasks", "kinds", "workers", "errors")}
 
 
 def _claimed(token: str) -> Callable[[Any], Claimed]:

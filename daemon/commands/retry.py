@@ -1,4 +1,4 @@
-"""`maskd retry`: put failed tasks back into the queue."""
+"""`maskd retry`: put failed tasks back into the queue, one or many."""
 
 from __future__ import annotations
 
@@ -7,24 +7,46 @@ from typing import Annotated
 import anyio
 import typer
 
-from daemon.config import store_config
-from daemon.stores import open_client
+from daemon.bulk import ASK_ABOVE, BATCH, AsJson, AskAbove, Batch, DryRun, Manner, Yes, change, confirmed, count, ids_of, tell
 
 
 def retry(
-    ids: Annotated[list[str] | None, typer.Argument(help="Tasks to retry; all failed ones of --error when left out.")] = None,
+    ids: Annotated[list[str] | None, typer.Argument(help="Tasks to retry; all that meet the options when left out.")] = None,
     error: Annotated[str | None, typer.Option("--error", help="Only tasks that ended with this error code.")] = None,
-    limit: Annotated[int, typer.Option(help="At most so many, newest first.")] = 1000,
+    kind: Annotated[list[str] | None, typer.Option(help="Only tasks of this kind; repeat for more.")] = None,
+    project: Annotated[str | None, typer.Option(help="Only tasks of this project.")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many, oldest first.", min=1)] = None,
+    yes: Annotated[bool, Yes] = False,
+    dry_run: Annotated[bool, DryRun] = False,
+    as_json: Annotated[bool, AsJson] = False,
+    batch: Annotated[int, Batch] = BATCH,
+    ask_above: Annotated[int, AskAbove] = ASK_ABOVE,
 ) -> None:
     """Put failed tasks back; their attempts start anew, nothing is charged again."""
-    if not ids and error is None:
-        raise typer.BadParameter("name tasks, or an error code with --error")
-
-    async def go() -> int:
-        client = await open_client(store_config())
-        try:
-            return await client.retry(ids or None, error, limit)
-        finally:
-            await client.close()
-
-    typer.echo(f"{anyio.run(go)} put back")
+    if not (ids or error or kind or project):
+        raise typer.BadParameter("name tasks, or say which by --error, --kind and --project")
+    manner = Manner(yes, dry_run, as_json, batch, ask_above)
+    projects = ids_of(None if project is None else [project])
+    wanted = {
+        "ids": ids_of(ids),
+        "code": error,
+        "kinds": kind or None,
+        "project": projects[0] if projects else None,
+        "failed": True,
+    }
+    found = anyio.run(count, wanted)
+    matched = found["count"] = min(found["count"], limit or found["count"])
+    if dry_run or not matched:
+        words = f"{matched:,} would be put back" if matched else "0 put back: there is no such failed task"
+        tell(manner, words, matched=matched, retried=0)
+        return
+    if not confirmed(f"Put {matched:,} failed tasks back?", matched, manner):
+        raise typer.Exit(1)
+    sums = anyio.run(change, "retry_some", wanted, found, "putting back", manner)
+    done, stopped = sums["retried"], bool(sums["interrupted"])
+    words = f"stopped: {done:,} of {matched:,} put back; the same command goes on" if stopped else f"{done:,} put back"
+    if done < matched and not stopped:
+        words += f"; the other {matched - done:,} wait for a task that failed, or are of a kind that is gone"
+    tell(manner, words, matched=matched, retried=done, interrupted=stopped)
+    if stopped:
+        raise typer.Exit(1)

@@ -19,8 +19,9 @@ from PIL import Image
 from support.photos import photo
 from support.works import a_task
 
-from daemon.infer import Answer, Pool
+from daemon.infer import Pool
 from daemon.journal import Journal
+from daemon.steps import Answer
 from daemon.work import Work
 from handlers import segment_visual
 from handlers.base import Job, Limits, Request, Result, SourceImage

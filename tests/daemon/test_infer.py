@@ -12,9 +12,10 @@ import pytest
 from prometheus_client import REGISTRY
 from support.works import a_task, handler
 
-from daemon.infer import Answer, DeviceDiedError, Pool, PoolDiedError, TimedOutError
+from daemon.infer import DeviceDiedError, Pool, PoolDiedError, TimedOutError
 from daemon.journal import Journal
 from daemon.lanes import Threads
+from daemon.steps import Answer
 from daemon.work import Work
 from handlers.base import Handler, Inputs, Job, Result
 from models.base import DeviceLostError, Models, Role

@@ -18,7 +18,7 @@ import anyio
 from daemon.commands.run import serve, set_up_log
 from daemon.config import load
 from daemon.main import build
-from handlers.base import Handler, Inputs, Job, Limits, Request, Result, ResultBlob
+from handlers.base import Handler, Inputs, Job, Limits, Request, Result, ResultBlob, progress_of
 from handlers.registry import discover
 from models.base import DeviceLostError, Models, Role, Stop, StoppedError
 
@@ -76,7 +76,8 @@ class Lose(Noop):
 
 
 class Hold(Noop):
-    """Says in `folder` that it began and waits for the file `go` there; with `deaf` it never asks whether to stop."""
+    """Says in `folder` that it began and waits for the file `go` there; with `deaf` it never asks whether to stop, with
+    `share` it tells that so much is done."""
 
     def run(self, prepared: Sequence[Job], models: Models, stop: Stop) -> Sequence[Any]:
         for job in prepared:
@@ -85,6 +86,8 @@ class Hold(Noop):
 
     def work(self, job: Job, stop: Stop) -> str:
         folder = Path(job.params["folder"])
+        if "share" in job.params:
+            progress_of(stop)(job.params["share"])
         while not (folder / "go").exists():
             try:
                 if not job.params.get("deaf"):
