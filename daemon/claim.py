@@ -22,7 +22,8 @@ from storage.base import Claimed, TaskStore
 log = structlog.get_logger(__name__)
 
 REPEAT_SECONDS = 0.005
-"""After a claim that got less than it asked for: rows that a competitor had locked may be free again."""
+"""After a claim that got less than it asked for: rows that a competitor had locked may be free again. Later where others live:
+what comes meanwhile is better done by those who are idle."""
 Ask = Callable[[str, str, Sequence[str], int], Awaitable[Claimed]]
 
 
@@ -39,6 +40,7 @@ class Claimer:
         self._starved = False
         self._rounds = 0
         self._going = False
+        self._yields = False
         self._next: dict[str, int] = {}
         self._announce: Callable[[], Awaitable[None]]
         held.on_leave = self._room_came_free
@@ -92,7 +94,10 @@ class Claimer:
                 await self._isolate(pools, admit)
                 self._going = True
             elif not more:
-                await self._wake.wait(REPEAT_SECONDS if found else due)
+                repeat = max(REPEAT_SECONDS, self._wake.turn())
+                self._yields = found and repeat > REPEAT_SECONDS
+                await self._wake.wait(repeat if found else due)
+                self._yields = False
 
     async def _isolate(self, pools: Sequence[Pool], admit: Callable[[Sequence[Work]], None]) -> None:
         """Run suspects with nothing else in this process, so that a death is theirs alone; the database hears of it first."""
@@ -135,7 +140,8 @@ class Claimer:
         return works
 
     def _room_came_free(self) -> None:
-        if self._starved:
+        has_nothing_left = len(self._held) == 0 and (self._yields or self._wake.yields)
+        if self._starved or has_nothing_left:
             self._wake.ring("slot")
 
 

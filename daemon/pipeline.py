@@ -110,6 +110,7 @@ class Pipeline:
         parts.settler.on_again = partial(parts.wake.ring, "again")
         parts.settler.on_lost = partial(_start, outer, parts.writer.discard)
         parts.lease.on_gone = self._forget
+        parts.wake.busy = lambda: len(parts.held) > 0
         for pool in parts.pools.values():
             pool.on_answers = lambda works, answers: parts.writer.answers(outer, works, answers)
             pool.on_dead = self._pool_died

@@ -1,10 +1,12 @@
 """Wake-up: hints from push sources, and polling that never stops. A hint carries no information.
 
-Enters: callbacks of wake sources, free slots. Leaves: the claim loop goes round. Never claims anything itself.
+Enters: callbacks of wake sources, free slots. Leaves: the claim loop goes round. Never claims anything itself. A hint that many
+workers hear is answered by one after the other, idle ones first.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
 import time
@@ -22,6 +24,14 @@ IDLE_LONG_SECONDS = 300.0
 IDLE_STRETCH = 2.0
 REST_SECONDS = 60.0
 SPREAD = 0.25
+AT_ONCE_MAX = 4
+"""So few workers all look at once when a hint comes."""
+TURN_SECONDS = 0.005
+"""Each worker more spreads their looks by so much: however many there are and however often they are called, those that find
+nothing ask the database 400 times a second in all, not hundreds of times for each row."""
+SPREAD_SECONDS_MAX = 0.5
+YIELD_SECONDS = 0.01
+"""Whoever has work in hand lets idle workers look first: what it took now would wait behind that work."""
 
 
 class Wake:
@@ -42,6 +52,8 @@ class Wake:
         self._sources: list[WakeSource] = []
         self.turns = 0
         """How often `wait` has looked around: while looks in passing find nothing it goes on waiting, and is well."""
+        self._turn: asyncio.TimerHandle | None = None
+        self.busy: Callable[[], bool] = lambda: False
 
     @property
     def mode(self) -> str:
@@ -67,6 +79,20 @@ class Wake:
             self._rung.set()
             if work:
                 metrics.WAKES.labels("look").inc()
+
+    def hint(self, source: WakeSource) -> None:
+        """A source says that there may be work: ring when it is our turn. One that comes until then is answered with it."""
+        if self._turn is not None:
+            return
+        seconds = turn_seconds(source.workers, self.busy())
+        if seconds > 0:
+            self._turn = asyncio.get_running_loop().call_later(seconds, self._take_turn, source.name)
+        else:
+            self.ring(source.name)
+
+    def turn(self) -> float:
+        """How many seconds to leave what comes now to others, who have less to do."""
+        return turn_seconds(max((source.workers for source in self._sources), default=1), self.busy())
 
     def worked(self) -> None:
         """There was work: the queue is not idle."""
@@ -95,13 +121,21 @@ class Wake:
             self._polled = looked is True or (waited.cancelled_caught and interval < due)
             if waited.cancelled_caught and interval < due:
                 metrics.WAKES.labels("poll").inc()
-            self.forget()
+            self._looked, self._rung = None, anyio.Event()  # a hint whose turn is still to come stays
             if looked is not False:
                 return
 
+    @property
+    def yields(self) -> bool:
+        """Whether a hint came and others look first."""
+        return self._turn is not None
+
     def forget(self) -> None:
-        """A claim is about to look: rings until now are answered by it."""
+        """A claim is about to look: rings and hints until now are answered by it."""
         self._looked = None
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
         if self._rung.is_set():
             self._rung = anyio.Event()
 
@@ -121,7 +155,11 @@ class Wake:
             metrics.PUSH_LIVE.labels(source.name).set(state)
             metrics.set_mode(self.mode)
 
-        await source.run(lambda: self.ring(source.name), proven)
+        await source.run(lambda: self.hint(source), proven)
+
+    def _take_turn(self, source: str) -> None:
+        self._turn = None
+        self.ring(source)
 
     def _idle_seconds(self) -> float:
         return time.monotonic() - self._last_work
@@ -132,3 +170,11 @@ class Wake:
         if self._idle_seconds() > (self._rest_seconds if proven else IDLE_LONG_SECONDS):
             seconds *= IDLE_STRETCH
         return seconds * random.uniform(1 - SPREAD, 1 + SPREAD)
+
+
+def turn_seconds(workers: int, busy: bool) -> float:
+    """How long to wait before looking, once a hint came that `workers` hear: at random within what they share, the busy after
+    the idle; not at all for one alone."""
+    spread = min(TURN_SECONDS * max(0, workers - AT_ONCE_MAX), SPREAD_SECONDS_MAX)
+    after_idle = max(spread, YIELD_SECONDS) if busy and workers > 1 else 0.0
+    return after_idle + random.uniform(0.0, spread)

@@ -304,6 +304,8 @@ class WakeSource(Protocol):
     name: str
     reasons: tuple[str, ...]
     on_ended: Callable[[str], None]
+    workers: int
+    """How many live workers the same hints may wake, as of late; 1 where a source cannot know."""
 
     async def run(self, wake: Callable[[], None], proven: Callable[[bool], None]) -> None:
         """Run until cancelled. Calls `wake` on every hint and after every (re)subscription, `proven(True)` once the way is

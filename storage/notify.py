@@ -21,6 +21,7 @@ from storage.way import BY_DSN, LISTEN_HINT, Way, connect, is_pooled
 log = structlog.get_logger(__name__)
 
 CHANNEL = "maskd"
+WORKERS = "select count(*)::integer from maskd.workers where beat_at > clock_timestamp() - lease"
 POOLER_SECONDS = 300.0
 """Between tries while a pooler in transaction mode is in between."""
 
@@ -53,6 +54,7 @@ class NotifyWake:
         self._backoff_max = backoff_seconds_max
         self._way = way
         self.on_ended: Callable[[str], None] = lambda reason: None
+        self.workers = 1
 
     async def run(self, wake: Callable[[], None], proven: Callable[[bool], None]) -> None:
         failures = 0
@@ -115,6 +117,8 @@ class NotifyWake:
             while not ended.is_set():
                 echo.clear()
                 async with asyncio.timeout(self._timeout):
+                    if not once:
+                        self.workers = max(1, await connection.fetchval(WORKERS))
                     await connection.execute(f"notify {own_channel}")
                     await echo.wait()
                 proven(True)

@@ -95,6 +95,7 @@ class RealtimeWake:
 
     name = "realtime"
     reasons: tuple[str, ...] = ("refused", "connection", "channel", "timeout", "deaf", "callback", "age")
+    workers = 1  # nothing tells here; its hints reach workers at different times anyway
 
     def __init__(
         self,

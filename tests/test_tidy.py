@@ -50,6 +50,7 @@ SLEEPERS = {
     "tests/support/daemons.py": "another process cannot signal us: what it does is polled, with a ceiling",
     "tests/bench/idle.py": "traffic over time is what is measured",
     "tests/bench/realtime.py": "faults last for a time, and rows come all the while",
+    "tests/bench/fleet.py": "rows that other processes do are looked for, and a stream of inserts has a pace",
     "tests/bench/gpu.py": "rows are looked for until none is left, some of them not yet claimed",
     "tests/bench/pickup.py": "the idle pause between samples is what is measured",
 }

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 ALL = (
-    *("drain", "pickup", "claim_scale", "status", "memory", "fairness", "realtime", "idle"),
+    *("drain", "pickup", "claim_scale", "status", "memory", "fairness", "realtime", "idle", "scale"),
     *("mobile_sam", "sessions", "masks_out", "everything", "concept", "gpu", "paint", "combine", "remove"),
 )
 

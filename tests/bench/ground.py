@@ -9,7 +9,7 @@ import asyncio
 import importlib.metadata
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -59,9 +59,9 @@ class Ground:
 
 
 @contextmanager
-def ground() -> Iterator[Ground]:
-    """A server for this run, with a template in which every migration has run."""
-    with EmbeddedPostgres.start() as server:
+def ground(server_settings: Mapping[str, str] | None = None) -> Iterator[Ground]:
+    """A server for this run, with a template in which every migration has run. Without settings of its own it does not sync."""
+    with EmbeddedPostgres.start(settings=server_settings) as server:
         made = Ground(server)
         asyncio.run(made.execute("create database maskd_bench"))
         asyncio.run(_make_template(made.dsn("maskd_bench")))

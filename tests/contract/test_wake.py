@@ -121,6 +121,18 @@ async def test_a_task_that_may_go_on_now_is_a_hint(database: Database, source: W
     await queue.close()
 
 
+async def test_it_knows_how_many_live_workers_hear_the_same_hints(database: Database) -> None:
+    queue, listener = await Queue.open(database), by_notify(database)
+    for _ in range(7):
+        await queue.sql.execute("select maskd.beat($1, 30, '{}', '{}', '{}', '{}', '{}', '{}')", new_id())
+    await queue.sql.execute(
+        "select maskd.beat($1, 0, '{}', '{}', '{}', '{}', '{}', '{}')", new_id()
+    )  # silent for too long already
+    async with listening(listener):
+        assert listener.workers == 7
+    await queue.close()
+
+
 async def test_a_connection_that_is_cut_is_made_anew_and_a_look_follows(database: Database) -> None:
     sql = await database.connect()
     async with listening(by_notify(database)) as heard:

@@ -22,6 +22,7 @@ class Source:
 
     name = "source_of_this_test"
     reasons: tuple[str, ...] = ("bored",)
+    workers = 1
 
     def __init__(self) -> None:
         self.on_ended: Callable[[str], None] = lambda reason: None
@@ -63,6 +64,16 @@ async def test_waiting_is_a_sign_of_life_also_while_looks_find_nothing() -> None
         wake.look(False)
         assert not await passes(wake)
         assert wake.turns > turns + 1
+
+
+async def test_a_hint_whose_turn_is_to_come_is_not_lost_to_a_look_that_finds_nothing() -> None:
+    wake, source = Wake(NEVER, NEVER), Source()
+    source.workers = 200
+    wake.busy = lambda: True
+    wake.hint(source)
+    wake.look(False)
+    with anyio.fail_after(SOON):
+        await wake.wait(None)
 
 
 async def test_a_ring_is_not_lost_to_a_look_that_finds_nothing() -> None:
