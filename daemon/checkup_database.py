@@ -75,7 +75,10 @@ async def look(config: Config) -> list[Line]:
         clock = clock_line(float(facts["now"]), begun, time.time())
         status = await store.status()
     except (UnavailableError, ConfigurationError) as error:
-        return [Line("connection", State.BAD, str(error), _how_to_connect(config)), *not_looked_at(NAMES[1:], "no connection")]
+        return [
+            Line("connection", State.BAD, str(error), _how_to_connect(config, str(error))),
+            *not_looked_at(NAMES[1:], "no connection"),
+        ]
     finally:
         await store.close()
     found |= {line.check: line for line in (*judged(facts, realtime=config.database_url is None), clock, kinds_line(status))}
@@ -291,8 +294,10 @@ def _fact_and_advice(sentence: str) -> tuple[str, str]:
     return fact, f"Run: {command}" if command else RUN_MIGRATE
 
 
-def _how_to_connect(config: Config) -> str:
-    """What to look at when there is no connection."""
+def _how_to_connect(config: Config, reason: str) -> str:
+    """What to look at when there is no connection, or none of a role that may do anything."""
+    if "42501" in reason:
+        return "The server answers, but not this role: take the one that ran `maskd migrate`, or a member of service_role."
     if config.database_url is None:
         return "Look at SUPABASE_URL and SUPABASE_SERVICE_KEY, and whether this host gets out by HTTPS."
     host = urlsplit(config.database_dsn()).hostname or ""

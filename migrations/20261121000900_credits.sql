@@ -14,6 +14,15 @@ begin
   if wrong is not null then
     raise exception 'maskd cannot adopt these tables: % may not be null and has no default, and a use is logged without it; give it a default or let it be null first', wrong;
   end if;
+  begin  -- nothing of this stays
+    insert into public.usage_logs (user_id, action, credits_used) values
+      (gen_random_uuid(), 'segment_visual', 1), (gen_random_uuid(), 'convert_image', 0), (gen_random_uuid(), 'refund', -1);
+    raise exception using errcode = 'P0002';
+  exception
+    when check_violation then
+      raise exception 'maskd cannot adopt these tables: %; actions are the names of kinds and "refund", whose credits_used are below 0; widen or drop that check first', sqlerrm;
+    when others then null;
+  end;
 end $$;
 
 create table if not exists maskd.prices (
@@ -31,7 +40,7 @@ insert into maskd.prices (kind, tier, credits)
 
 alter table public.usage_logs add column if not exists task_id uuid;
 
--- Failed rows whose charge is still to be given back: none, but within a transaction.
+-- Failed rows whose charge is still to be given back: none, but within a transaction, or where the database refused the refund.
 create index if not exists segmentation_results_refund on public.segmentation_results (id) where status = 'error' and charged > 0;
 create index if not exists segmentation_results_not_yet on public.segmentation_results (user_id) where status in ('waiting', 'delayed');
 
@@ -68,7 +77,7 @@ begin
 end $$;
 
 -- Gives back what these rows hold. Their charge becomes 0 in the same transaction, so never twice. Profiles are locked in the order
--- of their ids: two that refund at once never wait for each other crosswise.
+-- of their ids, and after all rows: two that refund at once never wait for each other crosswise.
 create or replace function maskd.give_credits_back(ids uuid[]) returns void
 language plpgsql set search_path = '' as $$
 declare
@@ -76,20 +85,31 @@ declare
 begin
   perform from public.segmentation_results r where r.id = any (ids) and r.charged > 0 order by r.id for update;
   for due in
-    select r.user_id, array_agg(r.id) as tasks, sum(r.charged) as credits
+    select r.user_id, array_agg(r.id) as tasks, array_agg(r.charged) as charges
       from public.segmentation_results r where r.id = any (ids) and r.charged > 0 group by r.user_id order by r.user_id
   loop
-    perform maskd.refund_user(due.user_id, due.credits::integer);
-    insert into public.usage_logs (user_id, action, credits_used, task_id)
-      select r.user_id, 'refund', -r.charged, r.id from public.segmentation_results r where r.id = any (due.tasks);
-    update public.segmentation_results r set charged = 0, updated_at = now() where r.id = any (due.tasks);
+    if maskd.refund_user(due.user_id, due.tasks, due.charges::integer[]) then
+      update public.segmentation_results r set charged = 0, updated_at = now() where r.id = any (due.tasks);
+    end if;
   end loop;
 end $$;
 
-create or replace function maskd.refund_user(owner uuid, amount integer) returns void
-language sql set search_path = '' as $$
-  update public.users_profile p set credits = coalesce(p.credits, 0) + amount where p.id = owner
-$$;
+-- Pays back and logs what these tasks of one user cost; false when the database refuses that (a balance that is full, a check or
+-- trigger of the project's own): then the tasks keep their charge, since no refund may keep a task from ending, or a worker alive.
+create or replace function maskd.refund_user(owner uuid, tasks uuid[], charges integer[]) returns boolean
+language plpgsql set search_path = '' as $$
+begin
+  update public.users_profile p set credits = coalesce(p.credits, 0) + (select sum(c) from unnest(charges) c) where p.id = owner;
+  insert into public.usage_logs (user_id, action, credits_used, task_id)
+    select p.id, 'refund', -t.charge, t.id from public.users_profile p cross join unnest(tasks, charges) t (id, charge) where p.id = owner;
+  return true;
+exception when others then
+  if sqlstate ~ '^(40|53|55|57|58|XX)' then  -- nothing to do with the refund: asking again helps
+    raise;
+  end if;
+  raise warning 'maskd: user % was not refunded for the tasks %: % (%)', owner, tasks, sqlerrm, sqlstate;
+  return false;
+end $$;
 
 -- One user cannot fill the queue: PT429 becomes HTTP 429 behind PostgREST. Counted is what waits for a worker, in whatever way;
 -- inserts of one user come one after the other, so that none overlooks another.
@@ -122,7 +142,12 @@ begin
     return new;  -- a trusted import of finished rows
   end if;
   select p.user_id, u.tier into new.user_id, tier
-    from public.projects p left join public.users_profile u on u.id = p.user_id where p.id = new.project_id;
+    from public.projects p left join public.users_profile u on u.id = p.user_id where p.id = new.project_id
+     for key share of p;  -- as the foreign key does later, but before the parent's row is locked: in the order of a delete
+  if by_user and (select auth.uid()) is distinct from new.user_id and (select auth.uid()) is not null then
+    -- As the policy would say after this; before it, so that nothing is learned of the other's queue, and none of it locked.
+    raise insufficient_privilege using message = 'new row violates row-level security policy for table "segmentation_results"';
+  end if;
   new.attempts := 0; new.deaths := 0; new.worker_id := null; new.claim_token := null; new.error := null; new.charged := 0;
   new.mask_image_url := null; new.masks_url := null; new.result_image_url := null; new.labels := null; new.metadata := null;
   new.started_at := null; new.finished_at := null; new.created_at := now(); new.updated_at := now();
@@ -146,7 +171,7 @@ begin
   if new.error is not null then
     new.status := 'error'; new.finished_at := now();
     if octet_length(new.params::text) > 65536 then new.params := '{}'; end if;
-    new.text_prompt := left(new.text_prompt, 1000);
+    new.text_prompt := left(new.text_prompt, 1000); new.source_image_url := left(new.source_image_url, 2000); new.kind := left(new.kind, 200);
     return new;
   end if;
   if pays then
@@ -172,49 +197,48 @@ begin
       values (old.project_id, old.id, old.claim_token, now() + interval '5 minutes');
   end if;
   perform maskd.promote(array[old.id]);
-  if old.charged > 0 and old.status in ('waiting', 'delayed', 'pending') then
-    perform maskd.refund_user(old.user_id, old.charged::integer);
-    insert into public.usage_logs (user_id, action, credits_used, task_id)
-      select p.id, 'refund', -old.charged, old.id  -- nobody's, when the user is being deleted too
-        from public.users_profile p join auth.users u on u.id = p.id where p.id = old.user_id;
+  if old.charged > 0 and old.status in ('waiting', 'delayed', 'pending')
+     and exists (select from auth.users u where u.id = old.user_id) then  -- not when the user is being deleted too
+    perform maskd.refund_user(old.user_id, array[old.id], array[old.charged::integer]);
   end if;
   return null;
 end $$;
 
--- After tasks have ended: the failed ones are refunded; those that waited for them begin, or fail with them, recursively.
+-- After tasks have ended: those that waited for them begin, or fail with them, recursively; and all that failed are refunded, last,
+-- so that whoever waits for a row here holds no profile that the row's holder may want.
 create or replace function maskd.promote(parents uuid[]) returns void
 language plpgsql set search_path = '' as $$
 declare
   failed uuid[] := parents;
+  ends uuid[] := parents;
   promoted boolean := false;
 begin
-  if exists (select from public.segmentation_results r where r.status = 'error' and r.charged > 0 and r.id = any (parents)) then
+  if exists (select from public.segmentation_results c where c.status = 'waiting')
+     and exists (select from public.segmentation_results c where c.status = 'waiting' and c.after = any (parents)) then
+    update public.segmentation_results c
+       set status = 'pending', pending_at = clock_timestamp(), updated_at = now(),
+           source_image_url = coalesce(nullif(c.source_image_url, ''), maskd.image_after(p.id)),
+           fair_rank = maskd.rank(c.kind::text, coalesce(c.priority, 0)::smallint, c.user_id)
+      from public.segmentation_results p
+     where c.status = 'waiting' and c.after = any (parents) and p.id = c.after and p.status = 'done';
+    promoted := found;
+    while cardinality(failed) > 0 loop
+      with ended as (
+        update public.segmentation_results c
+           set status = 'error', finished_at = now(), updated_at = now(), error = jsonb_build_object('code', 'after_failed',
+               'message', 'The task that this one waited for did not end well; mend that one and send both again.')
+         where c.status = 'waiting' and c.after = any (failed)
+           and not exists (select from public.segmentation_results p
+                            where p.id = c.after and p.status not in ('error', 'canceled'))
+        returning c.id)
+      select coalesce(array_agg(e.id), '{}') into failed from ended e;
+      ends := ends || failed;
+    end loop;
+  end if;
+  if exists (select from public.segmentation_results r where r.status = 'error' and r.charged > 0 and r.id = any (ends)) then
     perform maskd.give_credits_back(array(select r.id from public.segmentation_results r
-      where r.status = 'error' and r.charged > 0 and r.id = any (parents)));
+      where r.status = 'error' and r.charged > 0 and r.id = any (ends)));
   end if;
-  if not exists (select from public.segmentation_results c where c.status = 'waiting')
-     or not exists (select from public.segmentation_results c where c.status = 'waiting' and c.after = any (parents)) then
-    return;
-  end if;
-  update public.segmentation_results c
-     set status = 'pending', pending_at = clock_timestamp(), updated_at = now(),
-         source_image_url = coalesce(nullif(c.source_image_url, ''), maskd.image_after(p.id)),
-         fair_rank = maskd.rank(c.kind::text, coalesce(c.priority, 0)::smallint, c.user_id)
-    from public.segmentation_results p
-   where c.status = 'waiting' and c.after = any (parents) and p.id = c.after and p.status = 'done';
-  promoted := found;
-  while cardinality(failed) > 0 loop
-    with ended as (
-      update public.segmentation_results c
-         set status = 'error', finished_at = now(), updated_at = now(), error = jsonb_build_object('code', 'after_failed',
-             'message', 'The task that this one waited for did not end well; mend that one and send both again.')
-       where c.status = 'waiting' and c.after = any (failed)
-         and not exists (select from public.segmentation_results p
-                          where p.id = c.after and p.status not in ('error', 'canceled'))
-      returning c.id)
-    select coalesce(array_agg(e.id), '{}') into failed from ended e;
-    perform maskd.give_credits_back(failed);
-  end loop;
   if promoted then
     perform pg_notify('maskd', '');
   end if;
@@ -227,12 +251,11 @@ language plpgsql set search_path = '' as $$
 declare
   live uuid[];
   idle uuid[];
-  refunds jsonb;
+  before jsonb;
 begin
   select coalesce(array_agg(t.id), '{}'), coalesce(array_agg(t.id) filter (where t.status <> 'processing'), '{}'),
-         coalesce(jsonb_object_agg(t.id, jsonb_build_object('was', t.status,
-           'refunded', case when t.status <> 'processing' then t.charged else 0 end)), '{}')
-    into live, idle, refunds
+         coalesce(jsonb_object_agg(t.id, jsonb_build_object('was', t.status, 'charged', t.charged)), '{}')
+    into live, idle, before
     from (select r.id, r.status, r.charged from public.segmentation_results r
            where r.id = any (ids) and r.status in ('waiting', 'delayed', 'pending', 'processing') order by r.id for update) t;
   insert into maskd.tombstones (project_id, task_id, claim_token, due_at)
@@ -242,9 +265,10 @@ begin
   update public.segmentation_results r
      set status = 'canceled', finished_at = clock_timestamp(), updated_at = now(), worker_id = null, claim_token = null, run_after = null
    where r.id = any (live);
-  perform maskd.give_credits_back(idle);
   perform maskd.promote(live);
-  return query select l, refunds -> l::text ->> 'was', (refunds -> l::text ->> 'refunded')::integer from unnest(live) l;
+  perform maskd.give_credits_back(idle);
+  return query select r.id, before -> r.id::text ->> 'was', (before -> r.id::text ->> 'charged')::integer - r.charged::integer
+    from public.segmentation_results r where r.id = any (live);
 end $$;
 
 -- One task, for its owner or the service.
@@ -321,7 +345,7 @@ declare
   f text;
 begin
   foreach f in array array['maskd.is_service()', 'maskd.price(text, text)', 'maskd.charge()', 'maskd.give_credits_back(uuid[])',
-    'maskd.refund_user(uuid, integer)', 'maskd.refuse_too_many(uuid)', 'maskd.before_insert()', 'maskd.after_delete()', 'maskd.promote(uuid[])',
+    'maskd.refund_user(uuid, uuid[], integer[])', 'maskd.refuse_too_many(uuid)', 'maskd.before_insert()', 'maskd.after_delete()', 'maskd.promote(uuid[])',
     'maskd.cancel(uuid[])', 'maskd.cancel_own(uuid)', 'public.cancel_segmentation(uuid)',
     'public.create_segmentation(uuid, text, text, text, jsonb, uuid, text)'] loop
     execute format('revoke all on function %s from public, anon, authenticated', f);

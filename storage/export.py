@@ -129,6 +129,7 @@ def write(export: Export) -> None:
             one.target.parent.mkdir(exist_ok=True)
             if one.target.exists():
                 raise FileExistsError(f"{one.target} has come up meanwhile")
+            part.unlink(missing_ok=True)  # what an export that was killed left, or a link to elsewhere
             part.write_bytes(one.ours.read_bytes())
             part.rename(one.target)
         except OSError as error:
@@ -173,7 +174,12 @@ def _names(ours: Path) -> tuple[str, str]:
 
 
 def _text(file: Path) -> str:
-    return file.read_text(encoding="utf-8", errors="replace") if file.stat().st_size <= READ_BYTES_MAX else ""
+    """What a file holds; nothing, when it is none of ours by its size, or is no plain file: a pipe would never end."""
+    try:
+        ours_perhaps = file.is_file() and file.stat().st_size <= READ_BYTES_MAX
+        return file.read_text(encoding="utf-8", errors="replace") if ours_perhaps else ""
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a ring, before Python 3.13
+        raise ConfigurationError(f"cannot read {file}: {error}") from error
 
 
 def _plain(text: str) -> str:

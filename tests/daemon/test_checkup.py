@@ -288,6 +288,18 @@ async def test_a_wrong_password_is_told_and_not_shown(database: Database, tmp_pa
     assert not any("wrong-password" in line.fact + line.advice for line in lines)
 
 
+async def test_a_role_that_may_do_nothing_is_told_so_and_not_to_look_at_the_firewall(database: Database, tmp_path: Path) -> None:
+    role = f"maskd_nobody_{database.name[-8:]}"
+    database.execute(f"create role {role} login password 'of-this-test'")
+    try:
+        dsn = f"postgresql://{role}:of-this-test@{database.host}:{database.port}/{database.name}"
+        line, *rest = await examine(configured(dsn, tmp_path))
+    finally:
+        database.execute(f"drop role {role}")
+    assert (line.state, "42501" in line.fact, "service_role" in line.advice) == (State.BAD, True, True)
+    assert not any("of-this-test" in each.fact + each.advice for each in (line, *rest))
+
+
 async def test_behind_a_pooler_the_way_is_named(database: Database, tmp_path: Path) -> None:
     with pgbouncer(database, "session") as dsn:
         assert by_check(await checkup_database.look(configured(dsn, tmp_path)))["connection"].fact.startswith("session pooler at")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import datetime
 from pathlib import Path
 
@@ -146,6 +147,19 @@ def test_nothing_is_written_over_and_no_half_file_is_left(folder: Path, three: l
         write(plan)
     assert sorted(file.name for file in folder.iterdir()) == [f"{three[0]}_maskd_one.sql", f"{three[1]}_maskd_two.sql"]
     assert plan.new[1].target.read_text() == "came up meanwhile"
+
+
+def test_what_is_no_plain_file_is_neither_read_nor_written_through(folder: Path, three: list[str], tmp_path: Path) -> None:
+    (folder / "20250101000000_nowhere.sql").symlink_to(tmp_path / "nowhere")
+    (folder / "20250101000001_itself.sql").symlink_to("20250101000001_itself.sql")
+    (folder / "20250101000002_folder.sql").mkdir()
+    os.mkfifo(folder / "20250101000003_pipe.sql")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("mine")
+    (folder / f"{three[0]}_maskd_one.part").symlink_to(elsewhere)
+    write(plan_export(folder, NO_HISTORIES, NOW))
+    assert versions(folder) == []
+    assert elsewhere.read_text() == "mine"
 
 
 def test_a_folder_that_cannot_be_the_one_is_refused_with_the_one_that_was_meant(folder: Path, tmp_path: Path) -> None:

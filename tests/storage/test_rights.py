@@ -202,6 +202,19 @@ async def test_a_forged_insert_is_set_right(project: Project) -> None:
     assert (row["status"], json.loads(row["error"])["code"], row["charged"]) == ("error", "image_url_forbidden", 0)
 
 
+async def test_no_function_of_ours_looks_among_temporary_types_first(database: Database) -> None:
+    sql = await database.connect()
+    try:
+        astray = await sql.fetch(
+            """select p.oid::regprocedure::text from pg_proc p join pg_namespace n on n.oid = p.pronamespace
+                where (n.nspname = 'maskd' or n.nspname = 'public' and p.proname ~ '^(maskd_|create_segm|cancel_segm)')
+                  and not coalesce(p.proconfig @> array['search_path=pg_catalog, pg_temp'], false)"""
+        )
+    finally:
+        await sql.close()
+    assert astray == []
+
+
 def table(seen: dict[str, dict[str, int | str]]) -> str:
     """The matrix for a person: `pytest -s` prints it."""
     words = {0: "no rows", 1: "yes", FORBIDDEN: "-"}

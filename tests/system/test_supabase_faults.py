@@ -120,7 +120,7 @@ def test_an_idle_daemon_makes_one_call_and_finds_what_nobody_announced_and_the_r
             rescues = rpc.calls["maskd_rescue"]
             dying.kill()
         wait_until("the rows of the dead are back", lambda: site.queue.states(ids) == {"pending": 2})
-        assert [line["tasks"] for line in idle.events("lease.rescued")] == [2]
+        wait_until("it said so", lambda: [line["tasks"] for line in idle.events("lease.rescued")] == [2])
         assert rpc.calls["maskd_rescue"] == rescues, "by a look"
         assert idle.stop() == 0
     assert {row["attempts"] for row in site.queue.rows(ids)} == {1}
