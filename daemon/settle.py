@@ -193,7 +193,12 @@ class Settler:
         work, outcome = batch[0]
         log.error("settle.refused", task=work.task.id, kind=work.task.kind, reason=str(error))
         if outcome.code == "internal" and outcome.values == "{}":
-            raise error  # not even a plain end can be written: nothing to do with the task
+            # Not even a plain end can be written: something else of this database forbids it. The next beat gives the row back.
+            log.error("settle.impossible", task=work.task.id, kind=work.task.kind)
+            self._spool.forget([(outcome.id, outcome.token)])
+            self.on_leave([work])
+            self._held.drop([work])
+            return
         message = "The result could not be written; the log of the worker says why."
         await self._write(
             [(work, Outcome(work.task.id, work.task.token, Fate.FAILED, code="internal", message=message, wrote=True))]

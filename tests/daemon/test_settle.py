@@ -76,6 +76,8 @@ class Rows:
         self.written: list[Outcome] = []
         self.away = 0
         self.lost: set[str] = set()
+        self.stuck: set[str] = set()
+        """Rows that no write ends."""
         self.calls = 0
 
     async def settle(self, outcomes: Sequence[Outcome]) -> dict[tuple[str, str], Verdict]:
@@ -83,7 +85,7 @@ class Rows:
         if self.away > 0:
             self.away -= 1
             raise UnavailableError("away")
-        if any("BAD" in outcome.values for outcome in outcomes):
+        if any("BAD" in outcome.values or outcome.id in self.stuck for outcome in outcomes):
             raise RefusedError("22P05")
         self.written += [outcome for outcome in outcomes if outcome.id not in self.lost]
         return {(outcome.id, outcome.token): Verdict.LOST for outcome in outcomes if outcome.id in self.lost}
@@ -124,6 +126,17 @@ async def test_one_outcome_that_cannot_be_written_ends_alone_as_internal() -> No
     ends = {outcome.id: (outcome.fate, outcome.code) for outcome in rows.written}
     assert ends.pop(works[5].task.id) == (Fate.FAILED, "internal")
     assert set(ends.values()) == {(Fate.DONE, None)}
+
+
+@pytest.mark.anyio
+async def test_one_row_that_nothing_can_end_is_let_go_and_stops_nobody() -> None:
+    rows = Rows()
+    settler, held, works, _ = settling(rows, 3)
+    rows.stuck = {works[1].task.id}
+    settler.put([(work, done(work)) for work in works])
+    await settler.flush()
+    assert {outcome.id for outcome in rows.written} == {works[0].task.id, works[2].task.id}
+    assert len(held) == 0, "the next beat does not name it, so that its row goes back"
 
 
 @pytest.mark.anyio
