@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import structlog
 
@@ -108,9 +108,12 @@ def _locked(path: Path) -> int:
 
 
 def mark(database: str) -> str:
-    """A short name of the database behind a DSN, the same after its password has changed."""
+    """A short name of the database behind a DSN, the same after its password has changed. Projects behind one pooler differ by
+    the end of their user's name only, servers of one host by their sockets' folders."""
     parts = urlsplit(database)
-    return hashlib.sha256(f"{parts.hostname}:{parts.port}{parts.path}".encode()).hexdigest()[:12]
+    tenant = (parts.username or "").partition(".")[2]
+    socket = "".join(value for name, value in parse_qsl(parts.query) if name in ("host", "port"))
+    return hashlib.sha256(f"{parts.hostname}:{parts.port}{parts.path}{tenant}{socket}".encode()).hexdigest()[:12]
 
 
 def deaths(folder: Path, database: str) -> list[Death]:
@@ -135,6 +138,9 @@ def _of_the_dead(path: Path) -> str | None:
         file = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return ""
+    except PermissionError:  # another user's: nobody can say here whether it lives, so its own kind succeeds it
+        log.warning("journal.unreadable", file=path.name)
+        return None
     try:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         with open(file, closefd=False) as text:

@@ -135,6 +135,9 @@ class Lease:
         except (RefusedError, UnknownFunctionError) as error:
             log.warning("lease.no_rest", reason=str(error))
             return None
+        except AWAY as error:  # or what it waited for is locked by somebody, whom a beat need not wait for
+            self.failing(str(error))
+            return None
         if tended is not None:
             self.beat_at = time.monotonic()
             self._tombstones = tended.tombstones

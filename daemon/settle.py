@@ -148,7 +148,7 @@ class Settler:
             unwritten = self._unwritten()
             await self._spool.keep([end for claim, end in unwritten.items() if claim in before and claim not in self._spool])
             before = set(self._unwritten())
-            self._spool.forget(list(unwritten.keys() - before))  # settled while they were being kept
+            self._spool.forget([claim for claim in self._spool if claim not in before])  # settled while they were being kept
 
     def _unwritten(self) -> dict[Claim, Outcome]:
         return {(outcome.id, outcome.token): outcome for _, outcome in (*self._writing, *self._waiting)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -55,6 +55,9 @@ class Spool:
     def __contains__(self, claim: object) -> bool:
         return any(claim in claims for claims, _ in self._lots.values())
 
+    def __iter__(self) -> Iterator[Claim]:
+        return iter([claim for claims, _ in self._lots.values() for claim in claims])
+
     async def keep(self, outcomes: Sequence[Outcome]) -> None:
         """Write these to disk, as far as there is room. Never fails: they wait in memory too."""
         for first in range(0, len(outcomes), LOT_OUTCOMES_MAX):
@@ -86,7 +89,7 @@ class Spool:
             left.difference_update(claims)
             if not left:
                 del self._lots[path]
-                path.unlink(missing_ok=True)
+                _unlink(path)
         metrics.SPOOLED.set(len(self))
 
     def _complain(self, reason: str) -> None:
@@ -103,19 +106,23 @@ def left_behind(folder: Path, database: str) -> list[Lot]:
         worker = path.name.removeprefix(f"{mark}-").partition(".")[0]
         if journal.lives(folder, database, worker):
             continue
-        outcomes = _decode(path)
+        try:
+            outcomes = _decode(path)
+        except OSError as error:  # another user's, perhaps: whoever can read it publishes it
+            log.error("spool.unreadable", worker=worker, file=path.name, reason=error.strerror)
+            continue
         if outcomes is None:
             log.error("spool.damaged", worker=worker, file=path.name)
         lots.append(Lot(worker, outcomes or (), path))
     for path in folder.glob(f"{mark}-*.ends.young"):  # its writer was killed: what it held was not yet kept
         if not journal.lives(folder, database, path.name.removeprefix(f"{mark}-").partition(".")[0]):
-            path.unlink(missing_ok=True)
+            _unlink(path)
     return lots
 
 
 def remove(lot: Lot) -> None:
     """All of it is published, or lost to others."""
-    lot.file.unlink(missing_ok=True)
+    _unlink(lot.file)
 
 
 def _encode(outcomes: Sequence[Outcome]) -> bytes:
@@ -133,8 +140,16 @@ def _decode(path: Path) -> tuple[Outcome, ...] | None:
         return tuple(Outcome(**{**row, "fate": Fate(row["fate"])}) for row in rows)
     except FileNotFoundError:
         return ()
-    except (OSError, ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError):
         return None
+
+
+def _unlink(path: Path) -> None:
+    """What stays behind because the disk does not let go of it is settled again by a successor, which changes nothing."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.error("spool.not_removed", file=path.name, reason=error.strerror)
 
 
 def _write(path: Path, data: bytes) -> None:

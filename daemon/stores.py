@@ -100,7 +100,7 @@ async def open_client(config: Config) -> Client:
 
 
 def address(config: Config) -> str:
-    """Where the database is, for the journal, which keeps a hash of host, port and path only."""
+    """Where the database is, for the journal, which keeps a hash of host, port, path and a pooler's tenant only."""
     return config.database_dsn() if config.database_url is not None else _supabase(config)[0]
 
 

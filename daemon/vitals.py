@@ -16,7 +16,7 @@ import structlog
 
 from daemon import metrics
 from daemon.gate import AWAY
-from storage.base import TaskStore
+from storage.base import RefusedError, TaskStore
 
 log = structlog.get_logger(__name__)
 
@@ -55,7 +55,7 @@ class Vitals:
         try:
             with anyio.fail_after(ANSWER_SECONDS):
                 metrics.show_queue(await self._store.status())
-        except (*AWAY, TimeoutError) as error:
+        except (*AWAY, RefusedError, TimeoutError) as error:
             log.info("vitals.queue_unknown", reason=str(error) or type(error).__name__)
             metrics.hide_queue()
 

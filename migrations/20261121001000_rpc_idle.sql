@@ -8,7 +8,7 @@ set lock_timeout = '10s';
 -- rows will have been silent for its whole lease: who looks again then is not late for it, however seldom it looks otherwise.
 create or replace function maskd.tend(worker uuid, lease_seconds double precision, unserved_seconds double precision, most integer,
   ahead_seconds double precision) returns jsonb
-language plpgsql set search_path = '' set enable_seqscan = off as $$
+language plpgsql set search_path = '' set enable_seqscan = off set lock_timeout = '2s' as $$
 declare
   me maskd.workers;
   taken integer;

@@ -93,6 +93,7 @@ class Episode:
     def close(self) -> None:
         """End all faults, wait until it is quiet, and check."""
         self.faults.end_all()
+        self.faults.settle_late()
         asked = self.load.asked
         self._wait("no row is held by a dead worker", DEAD_SECONDS_MAX, lambda: self.ground.tables.one(HELD_BY_THE_DEAD) == 0)
         self._wait(

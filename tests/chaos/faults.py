@@ -15,6 +15,13 @@ from support.s3_faults import FaultProxy
 
 Ending = Callable[[], None]
 FILE_BYTES_MAX = 40
+LATE = """select count(*) from maskd.settle((select coalesce(jsonb_agg(o), '[]') from (
+  (select h.task as id, h.token, 'done' as fate, 'stale' as mask_image_url from public.history h
+     join public.segmentation_results r on r.id = h.task
+    where h.token is not null and not (r.status = 'processing' and r.claim_token = h.token) order by h.n desc limit 100)
+  union all
+  (select r.id, gen_random_uuid(), 'failed', null
+     from public.segmentation_results r where r.status = 'processing' limit 20)) o))"""
 
 
 @dataclass(slots=True, eq=False)
@@ -95,9 +102,15 @@ class Faults:
         self._begin("refused", seconds, lambda: [member.proxy.clear() for member in members] and None)
 
     def lose_replies(self, call: str, times: int) -> None:
-        """Calls are executed, and their replies lost."""
-        self.dice.choice(self.fleet.members).proxy.lose_replies(call, times)
+        """Calls are executed, and their replies lost, whoever makes them."""
+        for member in self.fleet.members:
+            member.proxy.lose_replies(call, times)
         self._ended("lost replies")
+
+    def settle_late(self) -> None:
+        """Settles of claims that are over arrive, as from a line that was stuck for long: nothing may change."""
+        self.ground.tables.ask(LATE)
+        self._ended("late settles")
 
     def terminate_backends(self) -> None:
         """pg_terminate_backend for every connection of a daemon."""

@@ -75,6 +75,8 @@ class Line:
                 run.faults.refuse(self.everybody, self.seconds)
             case "terminate":
                 run.faults.terminate_backends()
+            case "late":
+                run.faults.settle_late()
             case _:
                 run.faults.lose_replies(self.call, 3)
 
@@ -113,7 +115,7 @@ USERS = st.builds(Users, st.integers(10, 60), st.integers(0, 5), st.booleans(), 
 PROCESSES = st.builds(Process, st.sampled_from(("kill", "kill elsewhere", "terminate", "pause", "pause")), PAUSE, SHORT, SHORT)
 LINES = st.builds(
     Line,
-    st.sampled_from(("swallow", "refuse", "terminate", "lose", "lose")),
+    st.sampled_from(("swallow", "refuse", "terminate", "late", "lose", "lose")),
     st.sampled_from(("maskd.settle", "maskd.settle", "maskd.claim", "maskd.beat")),
     st.booleans(),
     OUTAGE,

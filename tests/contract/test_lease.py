@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from support.stores import Queue, new_id
+from support.stores import KINDS, Queue, new_id
 
-from storage.base import Fate
+from storage.base import Beat, Fate
 
 pytestmark = pytest.mark.anyio
 
@@ -218,3 +218,18 @@ async def test_an_operators_open_transaction_on_a_kind_does_not_hold_up_beats(qu
     async with queue.sql.transaction():
         await queue.sql.execute("update maskd.kinds set paused = true where kind = 'segment_visual'")
         assert await queue.beat(new_id()) == []
+
+
+async def test_a_kind_whose_living_worker_beats_seldom_is_served(queue: Queue) -> None:
+    (task_id,) = await queue.insert()
+    busy, other = new_id(), new_id()
+    await queue.store.beat(Beat(busy, 3600.0, {}, KINDS, [], [], []))
+    await queue.steady(other)
+    await queue.sql.execute(
+        """update maskd.workers set kinds = '{}', steady_since = steady_since - interval '1 hour' where id = $1""", other
+    )
+    await queue.silence(busy, 1200)
+    await queue.sql.execute("update maskd.kinds set served_at = clock_timestamp() - interval '1200 s'")
+    await queue.sql.execute("update public.segmentation_results set pending_at = pending_at - interval '700 s'")
+    await queue.store.rescue(other, 600)
+    assert (await queue.row(task_id))["status"] == "pending"

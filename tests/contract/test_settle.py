@@ -8,7 +8,7 @@ import json
 import pytest
 from support.stores import Queue, new_id
 
-from storage.base import Fate, Outcome, RefusedError, Verdict
+from storage.base import Fate, Outcome, RefusedError, UnavailableError, Verdict
 
 pytestmark = pytest.mark.anyio
 
@@ -179,3 +179,16 @@ async def test_a_child_whose_parent_failed_is_not_put_back_alone(queue: Queue) -
     )
     await queue.settle(await queue.claim(new_id()), Fate.FAILED, code="image_invalid", message="x")
     assert await queue.client.retry(None, "after_failed", 10) == 0
+
+
+async def test_a_row_that_somebody_holds_ends_the_wait_on_the_server_too(queue: Queue) -> None:
+    await queue.insert(2)
+    tasks = await queue.claim(new_id())
+    async with queue.sql.transaction():
+        await queue.sql.execute("select from public.segmentation_results where id = $1 for update", tasks[0].id)
+        with pytest.raises(UnavailableError):
+            await queue.settle(tasks)
+        waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+        assert await queue.sql.fetchval(waiting) == 0
+    assert await queue.settle(tasks) == {}
+    assert await queue.statuses() == {"done": 2}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.journal import COMPACT_BYTES, Journal, deaths, forget
+from daemon.journal import COMPACT_BYTES, Journal, deaths, forget, mark
 from storage.base import ConfigurationError
 
 WORKER = "11111111-1111-1111-1111-111111111111"
@@ -76,3 +76,11 @@ def test_a_folder_that_cannot_be_written_is_a_mistake_of_configuration(tmp_path:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigurationError, match=r"MASKD_STATE_DIR .*/file.* cannot be written"):
         Journal(tmp_path / name, WORKER, "db")
+
+
+def test_databases_that_share_a_host_have_names_of_their_own() -> None:
+    pooler = "@eu.pooler.example.com:6543/postgres"
+    assert mark(f"postgresql://postgres.one:a{pooler}") == mark(f"postgresql://maskd.one:b{pooler}")
+    assert mark(f"postgresql://postgres.one:a{pooler}") != mark(f"postgresql://postgres.two:a{pooler}")
+    assert mark("postgresql:///maskd?host=/run/a") != mark("postgresql:///maskd?host=/run/b")
+    assert mark("postgresql://a@host/db?sslmode=require") == mark("postgresql://b@host/db")

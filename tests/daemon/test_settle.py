@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import anyio
 import pytest
@@ -76,7 +77,7 @@ class Rows:
         self.written: list[Outcome] = []
         self.away = 0
         self.lost: set[str] = set()
-        self.stuck: set[str] = set()
+        self.unending: set[str] = set()
         """Rows that no write ends."""
         self.calls = 0
 
@@ -85,7 +86,7 @@ class Rows:
         if self.away > 0:
             self.away -= 1
             raise UnavailableError("away")
-        if any("BAD" in outcome.values or outcome.id in self.stuck for outcome in outcomes):
+        if any("BAD" in outcome.values or outcome.id in self.unending for outcome in outcomes):
             raise RefusedError("22P05")
         self.written += [outcome for outcome in outcomes if outcome.id not in self.lost]
         return {(outcome.id, outcome.token): Verdict.LOST for outcome in outcomes if outcome.id in self.lost}
@@ -132,7 +133,7 @@ async def test_one_outcome_that_cannot_be_written_ends_alone_as_internal() -> No
 async def test_one_row_that_nothing_can_end_is_let_go_and_stops_nobody() -> None:
     rows = Rows()
     settler, held, works, _ = settling(rows, 3)
-    rows.stuck = {works[1].task.id}
+    rows.unending = {works[1].task.id}
     settler.put([(work, done(work)) for work in works])
     await settler.flush()
     assert {outcome.id for outcome in rows.written} == {works[0].task.id, works[2].task.id}
@@ -192,3 +193,49 @@ async def test_of_two_claims_of_one_task_only_the_lost_one_is_cleaned_up() -> No
     settler.put([(new, done(new)), (old, done(old))])
     await settler.flush()
     assert lost == [old]
+
+
+@pytest.mark.anyio
+async def test_what_is_written_before_an_outage_within_one_batch_does_not_stay_on_disk(tmp_path: Path) -> None:
+    """A refused neighbour splits the batch; the half that is written waits for the other, and is kept meanwhile."""
+
+    class HalfAway(Rows):
+        stuck = True
+
+        async def settle(self, outcomes: Sequence[Outcome]) -> dict[tuple[str, str], Verdict]:
+            if self.written and self.stuck:
+                raise UnavailableError("away")
+            return await super().settle(outcomes)
+
+        async def probe(self) -> None:
+            if self.stuck:
+                raise UnavailableError("away")
+
+    class Noticed(Spool):
+        both, none = anyio.Event(), anyio.Event()
+
+        async def keep(self, outcomes: Sequence[Outcome]) -> None:
+            await super().keep(outcomes)
+            if len(self) == 2:
+                self.both.set()
+
+        def forget(self, claims: Sequence[tuple[str, str]]) -> None:
+            super().forget(claims)
+            if self.both.is_set() and len(self) == 0:
+                self.none.set()
+
+    rows = HalfAway()
+    _, held, works, gate = settling(rows, 2)
+    spool = Noticed(tmp_path, "w", "db", 100, 1_000_000)
+    settler = Settler(rows, held, gate, 500, spool)  # type: ignore[arg-type]
+    settler.put([(works[0], done(works[0])), (works[1], done(works[1], '{"x": "BAD"}'))])
+    async with anyio.create_task_group() as tasks:
+        for loop in (gate.run, settler.run, settler.keep):
+            tasks.start_soon(loop)
+        with anyio.fail_after(30):
+            await spool.both.wait()
+            rows.stuck = False
+            await held.empty()
+            await spool.none.wait()
+        tasks.cancel_scope.cancel()
+    assert list(tmp_path.iterdir()) == []

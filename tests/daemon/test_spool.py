@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import anyio
 import pytest
 from structlog.testing import capture_logs
 
-from daemon.journal import Journal
+from daemon.journal import Journal, deaths, mark
 from daemon.spool import LOT_OUTCOMES_MAX, Spool, left_behind, remove
 from storage.base import Fate, Outcome
 
@@ -148,3 +149,39 @@ async def test_a_full_disk_does_not_stop_batches_and_the_journal_is_true_again_a
     journal.end(2)
     (file,) = tmp_path.iterdir()
     assert file.read_text() == "B 3 c\n"
+
+
+async def test_a_disk_that_does_not_let_go_of_a_file_stops_nothing(tmp_path: Path) -> None:
+    spool = a_spool(tmp_path)
+    end = an_end()
+    await spool.keep([end])
+    (file,) = tmp_path.iterdir()
+    file.unlink()
+    file.mkdir()  # the nearest to a disk that became read-only which needs no privileges
+    with capture_logs() as lines:
+        spool.forget([(end.id, end.token)])
+        assert left_behind(tmp_path, "db") == []
+    assert len(spool) == 0
+    assert [line["event"] for line in lines] == ["spool.not_removed", "spool.unreadable"]
+
+
+def test_files_of_another_user_are_left_to_that_user() -> None:
+    with tempfile.TemporaryDirectory() as name:  # its parents may be entered by anybody
+        folder, root = Path(name), os.geteuid() == 0
+        journal = Journal(folder, WORKER, "db")
+        journal.close()
+        for suffix in (".journal", ".1.ends"):
+            file = folder / f"{mark('db')}-{WORKER}{suffix}"
+            file.write_text("B 1 a\n")
+            file.chmod(0)
+        folder.chmod(0o777)
+        try:
+            if root:
+                os.seteuid(65534)
+            assert (deaths(folder, "db"), left_behind(folder, "db")) == ([], [])
+            (folder / f"{mark('db')}-{WORKER}.journal").unlink()
+            assert left_behind(folder, "db") == [], "what cannot be read is not thrown away"
+        finally:
+            if root:
+                os.seteuid(0)
+        assert [file.name.rpartition(".")[2] for file in folder.iterdir()] == ["ends"]

@@ -90,3 +90,15 @@ async def test_a_call_that_fails_is_timed_and_counted_and_fails_still() -> None:
 def calls(call: str) -> float:
     """How often a function of the queue was called."""
     return REGISTRY.get_sample_value("maskd_database_seconds_count", {"call": call}) or 0
+
+
+async def test_a_database_that_refuses_to_tell_fails_no_scrape(database: Database) -> None:
+    connection = await database.connect()
+    await connection.execute("alter table maskd.workers rename column info to information")
+    await connection.close()
+    store = PostgresStore(database.dsn)
+    looking = Vitals(store, every_seconds=0)
+    looking.open({})
+    await looking.look()
+    await store.close()
+    assert REGISTRY.get_sample_value(*PENDING) is None
