@@ -14,6 +14,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from daemon.progress import plain
+
 WIDE = 110
 COUNTED_MAX = 100_000
 """What maskd.status() counts of each status."""
@@ -24,7 +26,8 @@ Found = Mapping[str, Any]
 
 
 def board(found: Found, width: int, height: int | None = None, note: Text | None = None) -> RenderableType:
-    """All of it. `note` comes last, whatever else finds room."""
+    """All of it. `note` comes last, whatever else finds room. Names and messages are others': no markup, nothing that steers."""
+    found = _harmless(found)
     kinds, workers, running = _kinds(found), found["workers"], _running(found)
     left = 10_000 if height is None else height - 1 - (0 if note is None else 2)
     parts: list[RenderableType] = [_headline(found, width)]
@@ -48,6 +51,15 @@ def board(found: Found, width: int, height: int | None = None, note: Text | None
     if height is not None:
         parts += [Text("")] * max(left, 0)
     return Group(*parts, *([] if note is None else [Text(""), note]))
+
+
+def _harmless(found: Any) -> Any:
+    """The same with every string fit to be shown."""
+    if isinstance(found, str):
+        return plain(found)
+    if isinstance(found, Mapping):
+        return {plain(str(name)): _harmless(value) for name, value in found.items()}
+    return [_harmless(value) for value in found] if isinstance(found, list) else found
 
 
 def lonely(found: Found) -> list[str]:
@@ -105,7 +117,8 @@ def _kind_table(kinds: Sequence[Mapping[str, Any]], width: int) -> Table:
     for kind in kinds:
         rate, (note, style) = kind["rate"], kind["note"]
         failed = rate.get("failed_per_second", 0)
-        table.add_row(
+        _row(
+            table,
             Text(kind["kind"], style=style or "bold", no_wrap=True, overflow="ellipsis"),
             _count(kind["pending"]),
             _count(kind["processing"]),
@@ -127,7 +140,8 @@ def _worker_table(workers: Sequence[Mapping[str, Any]], width: int) -> Table:
     table = _table(("worker", 0), ("host", 1), ("version", 0), ("wake", 0), ("busy", 0), "held", *gpu, "beat", *kinds)
     for worker in workers:
         info, names = worker["info"], worker["kinds"]
-        table.add_row(
+        _row(
+            table,
             worker["id"][:8],
             info.get("host", ""),
             info.get("version", ""),
@@ -191,9 +205,8 @@ def _running_table(running: Sequence[Mapping[str, Any]], width: int) -> Table:
         share = run["share"]
         bar: RenderableType = "" if share is None else _bar(share, width)
         more = f" +{run['tasks'] - 1}" if run["tasks"] > 1 else ""
-        table.add_row(
-            run["kind"], run["id"][:8] + more, bar, "-" if share is None else f"{share:.0%}", _age(run["seconds"]), run["host"]
-        )
+        done = "-" if share is None else f"{share:.0%}"
+        _row(table, run["kind"], run["id"][:8] + more, bar, done, _age(run["seconds"]), run["host"])
     return table
 
 
@@ -204,8 +217,10 @@ def _bar(share: float, width: int) -> ProgressBar:
 
 def _error_table(errors: Sequence[Mapping[str, Any]], width: int) -> Table:
     table = _table(("last errors", 0), ("kind", 0), ("task", 0), "ago", ("message", 1))
+    table.columns[1].max_width = 20  # whoever inserts a task may call its kind anything
     for error in errors:
-        table.add_row(
+        _row(
+            table,
             Text(error["code"] or "?", style="red"),
             error["kind"],
             str(error["id"]) if width >= WIDE else error["id"][:8],
@@ -232,6 +247,11 @@ def _table(*columns: str | tuple[str, int]) -> Table:
     return table
 
 
+def _row(table: Table, *cells: RenderableType) -> None:
+    """A line; of a plain string rich would read tags."""
+    table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
+
+
 def _count(number: int) -> str:
     return "-" if not number else f"{number:,}" + ("+" if number >= COUNTED_MAX else "")
 
@@ -253,6 +273,7 @@ def _age(seconds: float | None) -> str:
     """A time span for a person."""
     if seconds is None:
         return "-"
+    seconds = max(seconds, 0.0)  # a clock may have been set back
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"

@@ -34,6 +34,8 @@ TRIES = 4
 AGAIN_SECONDS = 0.3
 BUSY_ROUNDS = 5
 STOPPING = (signal.SIGINT, signal.SIGTERM)
+SPAN_SECONDS_MAX = 100 * 365 * 86400
+"""Further back no database counts."""
 UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
 Answer = TypeVar("Answer")
 
@@ -67,7 +69,10 @@ def seconds_of(text: str) -> float:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]+)", text.strip().lower())
     if found is None or found[2] not in UNITS:
         raise typer.BadParameter(f"{text} is no time span; write one such as 90s, 30m, 2h, 7d")
-    return float(found[1]) * UNITS[found[2]]
+    seconds = float(found[1]) * UNITS[found[2]]
+    if seconds > SPAN_SECONDS_MAX:
+        raise typer.BadParameter(f"{text[:40]} is more than a hundred years")
+    return seconds
 
 
 def ids_of(texts: Sequence[str] | None) -> list[str] | None:
@@ -76,6 +81,14 @@ def ids_of(texts: Sequence[str] | None) -> list[str] | None:
         return [str(uuid.UUID(text)) for text in texts] if texts else None
     except ValueError:
         raise typer.BadParameter("a task's id is a UUID, such as maskd status and maskd submit show it") from None
+
+
+def project_of(text: str | None) -> str | None:
+    """The id of a project; typer.BadParameter for what is none."""
+    try:
+        return None if text is None else str(uuid.UUID(text))
+    except ValueError:
+        raise typer.BadParameter("a project's id is a UUID: the column id of projects") from None
 
 
 def confirmed(question: str, count: int, manner: Manner) -> bool:

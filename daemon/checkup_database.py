@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from daemon.checkup import Check, Line, State, by_name, not_looked_at
 from daemon.config import Config
-from daemon.stores import build_sources, build_store, look_at_way, way_of
+from daemon.stores import build_sources, build_store, look_at_way, place_of, way_of
 from storage.base import ConfigurationError, SchemaError, TaskStore, UnavailableError
 from storage.schema import declared, migration_files
 from storage.way import LISTEN_HINT, Seen, is_transaction_pooler
@@ -106,8 +106,7 @@ def connection_line(config: Config, seen: Seen, seconds: float) -> Line:
     if config.database_url is None:
         return Line("connection", State.OK, f"RPC over {urlsplit(config.supabase_url or '').netloc}, {seconds * 1000:.0f} ms")
     dsn = config.database_dsn()
-    host = urlsplit(dsn).hostname or "a socket"
-    trip = f"{host}, {seen.round_trip_seconds * 1000:.1f} ms a round trip"
+    trip = f"{place_of(dsn)}, {seen.round_trip_seconds * 1000:.1f} ms a round trip"
     if is_transaction_pooler(dsn, way_of(config)):
         what = "transaction pooler at" if seen.pooled else "taken for a transaction pooler (no pooler is seen):"
         return Line("connection", State.OK, f"{what} {trip}")
@@ -237,20 +236,23 @@ def clock_line(database: float, begun: float, ended: float) -> Line:
 
 def kinds_line(status: Mapping[str, Any]) -> Line:
     """Whether somebody serves every kind, and above all those that wait."""
-    lonely = sorted(kind["kind"] for kind in status["kinds"] if not kind["served"])
+    paused = sorted(kind["kind"] for kind in status["kinds"] if kind["paused"])
+    lonely = sorted(kind["kind"] for kind in status["kinds"] if not kind["served"] and not kind["paused"])
     waiting = sorted({row["kind"] for row in status["tasks"] if row["status"] == "pending"} & set(lonely))
-    paused = sorted(kind["kind"] for kind in status["kinds"] if kind.get("paused"))
     alive = sum(bool(worker["alive"]) for worker in status["workers"])
+    held, go_on = (f"; paused: {_some(paused)}", " Paused kinds go on with: maskd resume") if paused else ("", "")
     if waiting:
         advice = "Start a worker that can (see weights), or their rows end as engine_unavailable."
-        return Line("kinds", State.BAD, f"rows wait for {_some(waiting)}, which no live worker serves", advice)
+        return Line("kinds", State.BAD, f"rows wait for {_some(waiting)}, which no live worker serves{held}", advice + go_on)
     if not alive:
-        return Line("kinds", State.WARN, "no worker is alive", "Start one: maskd run")
+        return Line(
+            "kinds", State.WARN, f"no worker is alive{held}", f"Start one: maskd run.{go_on}" if go_on else "Start one: maskd run"
+        )
     if lonely:
         advice = "Rows of them would end as engine_unavailable; a worker needs the weights, and MASKD_KINDS to allow it."
-        return Line("kinds", State.WARN, f"nobody serves {_some(lonely)}", advice)
+        return Line("kinds", State.WARN, f"nobody serves {_some(lonely)}{held}", advice + go_on)
     if paused:
-        return Line("kinds", State.WARN, f"paused: {_some(paused)}", "Resume them when whatever it was is over.")
+        return Line("kinds", State.WARN, held.removeprefix("; "), go_on.strip())
     return Line(
         "kinds", State.OK, f"all {len(status['kinds'])} are served, {alive} {'worker' if alive == 1 else 'workers'} alive"
     )

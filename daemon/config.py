@@ -261,7 +261,11 @@ def _only(names: Sequence[str], environ: Mapping[str, str] | None, env_file: Pat
 
 def _found(environ: Mapping[str, str] | None, env_file: Path) -> dict[str, str]:
     """The environment over the file."""
-    inside = {name: value for name, value in dotenv_values(env_file).items() if value is not None}
+    try:  # as it stands: systemd, which reads the same file, puts no ${NAME} in either
+        inside = {name: value for name, value in dotenv_values(env_file, interpolate=False).items() if value is not None}
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigurationError(f"{env_file} cannot be read: {reason}") from None
     return {**inside, **(os.environ if environ is None else environ)}
 
 

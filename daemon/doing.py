@@ -6,12 +6,9 @@ Enters: a pipeline. Leaves: STATUS= to the service manager whenever the line has
 from __future__ import annotations
 
 import anyio
-import structlog
 
 from daemon import systemd
 from daemon.pipeline import Pipeline
-
-log = structlog.get_logger(__name__)
 
 TELL_EVERY_SECONDS = 2.0
 
@@ -36,8 +33,5 @@ async def tell(pipeline: Pipeline) -> None:
     while True:
         if (now := line(pipeline)) != told:
             told = now
-            try:
-                systemd.notify(f"STATUS={now}")
-            except OSError as error:  # nobody's work depends on this line
-                log.warning("doing.untold", reason=str(error))
+            systemd.notify(f"STATUS={now}")
         await anyio.sleep(TELL_EVERY_SECONDS)

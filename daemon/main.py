@@ -40,7 +40,7 @@ from daemon.settle import Settler
 from daemon.spool import Spool
 from daemon.stalls import Sign, Stalls
 from daemon.stores import address, build_sources, build_store
-from daemon.vitals import Vitals
+from daemon.vitals import GpuMemory, Vitals
 from daemon.wake import Wake
 from daemon.work import Held
 from daemon.write import Writer
@@ -84,7 +84,8 @@ class Daemon:
         self.sessions = Sessions(session_store, limits_of(config))
         self.everything = Everything(self.sessions)
         routes = SessionRoutes(self.sessions, self.everything, access)
-        self.vitals = Vitals(self.store, config.metrics_seconds)
+        self.memory = GpuMemory()
+        self.vitals = Vitals(self.store, self.memory, config.metrics_seconds)
         self.paused = PausedKinds(self.store)
         self.server = Server(
             config.host,
@@ -123,7 +124,8 @@ class Daemon:
                 async with anyio.create_task_group() as starting:
                     starting.start_soon(self._load)
                     templates = await start.open_queue(self.store, self.config, self.state_dir)
-                self.vitals.open(memories(self.stations, self.config))
+                await self.memory.open(memories(self.stations, self.config))
+                self.vitals.open()
                 await start.try_blobs(self.blobs)
                 await start.try_sessions(self.sessions.store)
                 journal = Journal(self.state_dir, self.worker, address(self.config))
@@ -135,6 +137,7 @@ class Daemon:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(systemd.feed_watchdog, self.makes_progress)
                 tasks.start_soon(self._say_ready)
+                tasks.start_soon(self.memory.run)
                 tasks.start_soon(self.sessions.run)
                 tasks.start_soon(self.everything.run)
                 await self.pipeline.run()
@@ -209,7 +212,7 @@ class Daemon:
 
     def gpus(self) -> dict[str, dict[str, int]]:
         """Memory of the devices, taken and all."""
-        return gpu_memory(self.stations, self.config.gpu_memory_mb)
+        return gpu_memory(self.stations, self.memory.known)
 
     async def _load(self) -> None:
         self.stations = await start.load(self.config, self.cache)

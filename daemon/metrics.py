@@ -31,7 +31,11 @@ QUEUE = Gauge(
     "maskd_queue_tasks", "Tasks in the queue by kind and status, all workers' (counted to 100,000).", ["kind", "status"]
 )
 QUEUE_OLDEST = Gauge("maskd_queue_oldest_seconds", "How long the oldest task of a kind has been pending.", ["kind"])
-QUEUE_UNSERVED = Gauge("maskd_queue_unserved_tasks", "Pending tasks of a kind that no live worker serves.", ["kind"])
+QUEUE_UNSERVED = Gauge(
+    "maskd_queue_unserved_tasks", "Pending tasks of a kind that no live worker serves and that is not paused.", ["kind"]
+)
+QUEUE_PAUSED = Gauge("maskd_queue_paused", "1 while an operator holds a kind back.", ["kind"])
+QUEUES = (QUEUE, QUEUE_OLDEST, QUEUE_UNSERVED, QUEUE_PAUSED)
 WORKERS = Gauge("maskd_workers_live", "Workers that beat within their lease, by the database's clock.")
 
 CLAIMS = Counter("maskd_claims_total", "Claims asked of the database, by what they brought.", ["result"])
@@ -203,10 +207,12 @@ def blob_answered(operation: str, status: int) -> None:
 
 def show_queue(found: Mapping[str, Any]) -> None:
     """What `TaskStore.status` tells of the queue; kinds and states without a task are 0."""
-    served = {row["kind"]: bool(row["served"]) for row in found["kinds"]}
-    for series in (QUEUE, QUEUE_OLDEST, QUEUE_UNSERVED):
+    paused = {row["kind"]: bool(row["paused"]) for row in found["kinds"]}
+    cared_for = {row["kind"] for row in found["kinds"] if row["served"] or row["paused"]}  # what is paused waits for no worker
+    for series in QUEUES:
         series.clear()
-    for kind in served:
+    for kind in paused:
+        QUEUE_PAUSED.labels(kind).set(paused[kind])
         QUEUE_OLDEST.labels(kind).set(0)
         QUEUE_UNSERVED.labels(kind).set(0)
         for status in WAITING:
@@ -215,15 +221,23 @@ def show_queue(found: Mapping[str, Any]) -> None:
         QUEUE.labels(row["kind"], row["status"]).set(row["count"])
         if row["status"] == "pending":
             QUEUE_OLDEST.labels(row["kind"]).set(max(0.0, float(row["oldest_seconds"])))
-            QUEUE_UNSERVED.labels(row["kind"]).set(0 if served.get(row["kind"]) else row["count"])
+            QUEUE_UNSERVED.labels(row["kind"]).set(0 if row["kind"] in cared_for else row["count"])
     WORKERS.set(sum(bool(worker["alive"]) for worker in found["workers"]))
 
 
 def hide_queue() -> None:
     """The database did not tell: no figures rather than old ones."""
-    for series in (QUEUE, QUEUE_OLDEST, QUEUE_UNSERVED):
+    for series in QUEUES:
         series.clear()
     WORKERS.set(float("nan"))
+
+
+def show_memory(known: Mapping[str, Mapping[str, int]]) -> None:
+    """The memory of each device by state; a device that does not answer has none."""
+    GPU_MEMORY.clear()
+    for device, states in known.items():
+        for state, count in states.items():
+            GPU_MEMORY.labels(device, state).set(count)
 
 
 def initialise(kinds: Sequence[str], cache: Cache, version: str = "") -> None:

@@ -14,12 +14,11 @@ from typing import Any
 import anyio
 
 from daemon import metrics
-from daemon.engines import CPU, Station
+from daemon.engines import Station
 from daemon.gate import AWAY, Gate
 from daemon.infer import Pool
 from daemon.wake import Wake
 from daemon.work import Held
-from models import torch_device
 from storage.base import RefusedError, TaskStore
 
 RUNNING_MAX = 8
@@ -60,13 +59,13 @@ class PausedKinds:
         return {"paused": self._known}
 
 
-def gpu_memory(stations: Sequence[Station], budget_mb: int | None) -> dict[str, dict[str, int]]:
-    """By device how much of its memory maskd has taken, and how much it may take."""
-    found = {}
-    for device in {station.device: None for station in stations if station.device != CPU}:
-        used, total = torch_device.memory_bytes(device)
-        found[device] = {"used_mb": used // MB, "total_mb": min(total // MB, budget_mb or total // MB)}
-    return found
+def gpu_memory(stations: Sequence[Station], known: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    """By device how much of its memory maskd has taken, and how much it may take, of what is known of each station's."""
+    return {
+        station.device: {"used_mb": known[station.name]["reserved"] // MB, "total_mb": known[station.name]["budget"] // MB}
+        for station in stations
+        if station.name in known
+    }
 
 
 def _load(pool: Pool, held: int) -> dict[str, int]:

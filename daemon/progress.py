@@ -18,6 +18,16 @@ from rich.progress import (
 )
 
 
+def plain(text: str) -> str:
+    """What others wrote, fit for a terminal and in one line: control characters could move the cursor, set a title, or worse."""
+    return "".join(each if each.isprintable() else " " if each.isspace() else "\N{REPLACEMENT CHARACTER}" for each in text)
+
+
+def counted(count: int, thing: str) -> str:
+    """So many of them, in words."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
 class Said:
     """Steps one after the other, each of one or many parts; a `with` block holds the terminal."""
 

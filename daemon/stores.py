@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import structlog
 
@@ -102,6 +102,15 @@ async def open_client(config: Config) -> Client:
 def address(config: Config) -> str:
     """Where the database is, for the journal, which keeps a hash of host, port, path and a pooler's tenant only."""
     return config.database_dsn() if config.database_url is not None else _supabase(config)[0]
+
+
+def place_of(url: str) -> str:
+    """Host, port and name of a database, to be shown: neither user nor password."""
+    parts = urlsplit(url)
+    query = parse_qs(parts.query)
+    host = parts.hostname or query.get("host", [""])[0]
+    port = parts.port or query.get("port", ["5432"])[0]
+    return f"{f'[{host}]' if ':' in host else host}:{port}/{parts.path.removeprefix('/') or 'postgres'}"
 
 
 def _supabase(config: Config) -> tuple[str, str]:

@@ -22,24 +22,69 @@ log = structlog.get_logger(__name__)
 
 ANSWER_SECONDS = 3.0
 """A scrape is given ten seconds by Prometheus."""
+MEMORY_SECONDS = 5.0
 Memory = Callable[[], Mapping[str, int]]
 
 
-class Vitals:
-    """Looks when scraped, at most every `every_seconds`. `memory` holds by device how its memory is read."""
+class GpuMemory:
+    """Bytes of each GPU by state, as of the last look: the one reader, for metrics, /health and beats. It looks on threads, since
+    torch's allocator keeps everybody waiting while its device does."""
 
-    def __init__(self, store: TaskStore, every_seconds: float) -> None:
+    def __init__(self) -> None:
+        self._readers: Mapping[str, Memory] = {}
+        self._being_read: set[str] = set()
+        self.known: dict[str, Mapping[str, int]] = {}
+
+    async def open(self, readers: Mapping[str, Memory]) -> None:
+        """By name how the memory of each device is read."""
+        self._readers = readers
+        await self.look()
+
+    async def look(self) -> None:
+        """Ask every device; what does not answer is not known."""
+        async with anyio.create_task_group() as tasks:
+            for name in self._readers.keys() - self._being_read:  # one that hangs costs a thread, not one a look
+                tasks.start_soon(self._look_at, name)
+
+    async def run(self) -> None:
+        """Look now and then, for ever."""
+        while True:
+            await anyio.sleep(MEMORY_SECONDS)
+            await self.look()
+
+    async def _look_at(self, name: str) -> None:
+        reason = "no answer"
+        with anyio.move_on_after(ANSWER_SECONDS):
+            try:
+                self.known[name] = await anyio.to_thread.run_sync(self._read, name, abandon_on_cancel=True)
+                return
+            except RuntimeError as error:  # torch's, of a device that is lost: whoever computes there says what becomes of that
+                reason = str(error)
+        self.known.pop(name, None)
+        log.warning("vitals.memory_unknown", device=name, reason=reason)
+
+    def _read(self, name: str) -> Mapping[str, int]:
+        self._being_read.add(name)
+        try:
+            return self._readers[name]()
+        finally:
+            self._being_read.discard(name)
+
+
+class Vitals:
+    """Looks when scraped, at most every `every_seconds`."""
+
+    def __init__(self, store: TaskStore, memory: GpuMemory, every_seconds: float) -> None:
         self._store = store
+        self._memory = memory
         self._every_seconds = every_seconds
         self._looked_at = -math.inf
         self._turn = anyio.Lock()
-        self._being_read: set[str] = set()
         self._open = False
-        self._memory: Mapping[str, Memory] = {}
 
-    def open(self, memory: Mapping[str, Memory]) -> None:
-        """The store is open, and these are the devices."""
-        self._memory, self._open = memory, True
+    def open(self) -> None:
+        """The store is open."""
+        self._open = True
 
     async def look(self) -> None:
         """Bring the series up to date unless they are young enough."""
@@ -48,7 +93,8 @@ class Vitals:
                 return
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._look_at_queue)
-                tasks.start_soon(self._look_at_memory)
+                tasks.start_soon(self._memory.look)
+            metrics.show_memory(self._memory.known)
             self._looked_at = time.monotonic()
 
     async def _look_at_queue(self) -> None:
@@ -58,19 +104,3 @@ class Vitals:
         except (*AWAY, RefusedError, TimeoutError) as error:
             log.info("vitals.queue_unknown", reason=str(error) or type(error).__name__)
             metrics.hide_queue()
-
-    async def _look_at_memory(self) -> None:
-        for device in self._memory.keys() - self._being_read:  # one that hangs costs a thread, not one a scrape
-            with anyio.move_on_after(ANSWER_SECONDS) as limit:
-                found = await anyio.to_thread.run_sync(self._memory_of, device, abandon_on_cancel=True)
-                for state, count in found.items():
-                    metrics.GPU_MEMORY.labels(device, state).set(count)
-            if limit.cancelled_caught:
-                log.warning("vitals.memory_unknown", device=device)
-
-    def _memory_of(self, device: str) -> Mapping[str, int]:
-        self._being_read.add(device)
-        try:
-            return self._memory[device]()
-        finally:
-            self._being_read.discard(device)

@@ -204,43 +204,53 @@ begin
   return null;
 end $$;
 
--- After tasks have ended: those that waited for them begin, or fail with them, recursively; and all that failed are refunded, last,
--- so that whoever waits for a row here holds no profile that the row's holder may want.
+-- Hands on what became of these tasks to those that waited for them: parents that are done promote them, others fail them, and what
+-- waits for those, and so on. Returns the failed ones, whose refund is the caller's matter: rows are locked before profiles, always.
+create or replace function maskd.hand_on(parents uuid[]) returns uuid[]
+language plpgsql set search_path = '' as $$
+declare
+  level uuid[] := parents;
+  failed uuid[] := '{}';
+begin
+  if not exists (select from public.segmentation_results c where c.status = 'waiting')
+     or not exists (select from public.segmentation_results c where c.status = 'waiting' and c.after = any (parents)) then
+    return failed;
+  end if;
+  update public.segmentation_results c
+     set status = 'pending', pending_at = clock_timestamp(), updated_at = now(),
+         source_image_url = coalesce(nullif(c.source_image_url, ''), maskd.image_after(p.id)),
+         fair_rank = maskd.rank(c.kind::text, coalesce(c.priority, 0)::smallint, c.user_id)
+    from public.segmentation_results p
+   where c.status = 'waiting' and c.after = any (parents) and p.id = c.after and p.status = 'done';
+  if found then
+    perform pg_notify('maskd', '');
+  end if;
+  while cardinality(level) > 0 loop
+    with ended as (
+      update public.segmentation_results c
+         set status = 'error', finished_at = now(), updated_at = now(), error = jsonb_build_object('code', 'after_failed',
+             'message', 'The task that this one waited for did not end well; mend that one and send both again.')
+       where c.status = 'waiting' and c.after = any (level)
+         and not exists (select from public.segmentation_results p
+                          where p.id = c.after and p.status not in ('error', 'canceled'))
+      returning c.id)
+    select coalesce(array_agg(e.id), '{}') into level from ended e;
+    failed := failed || level;
+  end loop;
+  return failed;
+end $$;
+
+-- After tasks have ended: what waited for them begins, or fails with them; and all that failed are refunded, last and all at once, so
+-- that whoever waits for a row here holds no profile that the row's holder may want.
 create or replace function maskd.promote(parents uuid[]) returns void
 language plpgsql set search_path = '' as $$
 declare
-  failed uuid[] := parents;
-  ends uuid[] := parents;
-  promoted boolean := false;
+  failed uuid[] := maskd.hand_on(parents);
 begin
-  if exists (select from public.segmentation_results c where c.status = 'waiting')
-     and exists (select from public.segmentation_results c where c.status = 'waiting' and c.after = any (parents)) then
-    update public.segmentation_results c
-       set status = 'pending', pending_at = clock_timestamp(), updated_at = now(),
-           source_image_url = coalesce(nullif(c.source_image_url, ''), maskd.image_after(p.id)),
-           fair_rank = maskd.rank(c.kind::text, coalesce(c.priority, 0)::smallint, c.user_id)
-      from public.segmentation_results p
-     where c.status = 'waiting' and c.after = any (parents) and p.id = c.after and p.status = 'done';
-    promoted := found;
-    while cardinality(failed) > 0 loop
-      with ended as (
-        update public.segmentation_results c
-           set status = 'error', finished_at = now(), updated_at = now(), error = jsonb_build_object('code', 'after_failed',
-               'message', 'The task that this one waited for did not end well; mend that one and send both again.')
-         where c.status = 'waiting' and c.after = any (failed)
-           and not exists (select from public.segmentation_results p
-                            where p.id = c.after and p.status not in ('error', 'canceled'))
-        returning c.id)
-      select coalesce(array_agg(e.id), '{}') into failed from ended e;
-      ends := ends || failed;
-    end loop;
-  end if;
-  if exists (select from public.segmentation_results r where r.status = 'error' and r.charged > 0 and r.id = any (ends)) then
-    perform maskd.give_credits_back(array(select r.id from public.segmentation_results r
-      where r.status = 'error' and r.charged > 0 and r.id = any (ends)));
-  end if;
-  if promoted then
-    perform pg_notify('maskd', '');
+  if cardinality(failed) > 0
+     or exists (select from public.segmentation_results r where r.status = 'error' and r.charged > 0 and r.id = any (parents)) then
+    perform maskd.give_credits_back(failed || array(select r.id from public.segmentation_results r
+      where r.status = 'error' and r.charged > 0 and r.id = any (parents)));
   end if;
 end $$;
 
@@ -265,8 +275,7 @@ begin
   update public.segmentation_results r
      set status = 'canceled', finished_at = clock_timestamp(), updated_at = now(), worker_id = null, claim_token = null, run_after = null
    where r.id = any (live);
-  perform maskd.promote(live);
-  perform maskd.give_credits_back(idle);
+  perform maskd.give_credits_back(idle || maskd.hand_on(live));
   return query select r.id, before -> r.id::text ->> 'was', (before -> r.id::text ->> 'charged')::integer - r.charged::integer
     from public.segmentation_results r where r.id = any (live);
 end $$;
@@ -345,7 +354,7 @@ declare
   f text;
 begin
   foreach f in array array['maskd.is_service()', 'maskd.price(text, text)', 'maskd.charge()', 'maskd.give_credits_back(uuid[])',
-    'maskd.refund_user(uuid, uuid[], integer[])', 'maskd.refuse_too_many(uuid)', 'maskd.before_insert()', 'maskd.after_delete()', 'maskd.promote(uuid[])',
+    'maskd.refund_user(uuid, uuid[], integer[])', 'maskd.refuse_too_many(uuid)', 'maskd.before_insert()', 'maskd.after_delete()', 'maskd.hand_on(uuid[])', 'maskd.promote(uuid[])',
     'maskd.cancel(uuid[])', 'maskd.cancel_own(uuid)', 'public.cancel_segmentation(uuid)',
     'public.create_segmentation(uuid, text, text, text, jsonb, uuid, text)'] loop
     execute format('revoke all on function %s from public, anon, authenticated', f);

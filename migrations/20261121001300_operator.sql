@@ -60,18 +60,41 @@ begin
     'ids', coalesce(jsonb_path_query_array(page, '$[*].id'), '[]'));
 end $$;
 
--- Cancels those of these tasks that are not over; `maskd.cancel` says what that means. Waits for nobody: rows that somebody holds at
--- this moment are `busy` and may be asked for again. `canceled` are all that are so by now, by whomever: the call may be replayed.
-create or replace function maskd.cancel_some(ids uuid[]) returns jsonb
-language plpgsql set search_path = '' set lock_timeout = '5s' as $$
+-- Of these tasks, which are not over, those that are now locked together with all that waits for them. Waits for nobody, so that
+-- whoever locks a whole chain by this can be in no deadlock over rows.
+create or replace function maskd.lock_chains(ids uuid[]) returns uuid[]
+language plpgsql set search_path = '' as $$
 declare
   free uuid[] := array(
     select r.id from public.segmentation_results r
      where r.id = any (ids) and r.status in ('waiting', 'delayed', 'pending', 'processing') order by r.id for update skip locked);
+  level uuid[] := free;
+  children uuid[];
+  held uuid[] := '{}';  -- by somebody else
+begin
+  while cardinality(level) > 0 loop
+    children := array(select c.id from public.segmentation_results c where c.status = 'waiting' and c.after = any (level));
+    level := array(select c.id from public.segmentation_results c where c.id = any (children) and c.status = 'waiting' for update skip locked);
+    held := held || array(select unnest(children) except select unnest(level));
+  end loop;
+  return array(
+    with recursive above as (
+      select r.after as id from public.segmentation_results r where r.id = any (held)
+      union select r.after from above a join public.segmentation_results r on r.id = a.id where r.after is not null)
+    select f from unnest(free) f where not exists (select from above a where a.id = f));
+end $$;
+
+-- Cancels those of these tasks that are not over; `maskd.cancel` says what that means. Waits for nobody: rows that somebody holds at
+-- this moment, or what waits for them, are `busy` and may be asked for again. `canceled` are all that are so by now, by whomever: the
+-- call may be replayed.
+create or replace function maskd.cancel_some(ids uuid[]) returns jsonb
+language plpgsql set search_path = '' set lock_timeout = '5s' as $$
+declare
   credits bigint;
   begun integer;
 begin
-  select coalesce(sum(c.refunded), 0), count(*) filter (where c.was = 'processing') into credits, begun from maskd.cancel(free) c;
+  select coalesce(sum(c.refunded), 0), count(*) filter (where c.was = 'processing') into credits, begun
+    from maskd.cancel(maskd.lock_chains(ids)) c;
   return jsonb_build_object('refunded', credits, 'running', begun,
     'canceled', (select count(*) from public.segmentation_results r where r.id = any (ids) and r.status = 'canceled'),
     'busy', (select coalesce(jsonb_agg(r.id), '[]') from public.segmentation_results r
@@ -307,7 +330,8 @@ do $$
 declare
   f text;
 begin
-  foreach f in array array['maskd.fitting(jsonb)', 'maskd.find(jsonb)', 'maskd.cancel_some(uuid[])', 'maskd.retry_some(uuid[])',
+  foreach f in array array['maskd.fitting(jsonb)', 'maskd.find(jsonb)', 'maskd.lock_chains(uuid[])',
+    'maskd.cancel_some(uuid[])', 'maskd.retry_some(uuid[])',
     'maskd.pause(text[], boolean)', 'maskd.still_named(uuid[])', 'maskd.prunable(jsonb)',
     'maskd.prune(text, timestamptz, jsonb, integer)', 'maskd.prune_leftovers()', 'maskd.owning(uuid[], uuid[])', 'maskd.ended(text, jsonb, integer)',
     'maskd.status()', 'public.maskd_find(jsonb)', 'public.maskd_cancel(uuid[])', 'public.maskd_retry_some(uuid[])',

@@ -81,13 +81,6 @@ def cuda_devices() -> list[str]:
     return [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
 
 
-def memory_bytes(device: str) -> tuple[int, int]:
-    """What maskd has taken of a CUDA device's memory and what that has, in bytes. Asks no device, so that it waits for none."""
-    import torch
-
-    return torch.cuda.memory_reserved(device), torch.cuda.get_device_properties(device).total_memory
-
-
 def why_no_cuda() -> str:
     """Why there is no usable CUDA device: the wheel, or the driver."""
     import torch

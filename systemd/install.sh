@@ -45,6 +45,7 @@ source=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 home=$root/opt/maskd venv=$root/opt/maskd/.venv state=$root/var/lib/maskd settings=$root/etc/maskd/maskd.env
 changed='' scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
+cd / # python -c looks for modules where it was started, which may be anybody's folder
 
 [ -n "$root" ] || [ "$(id -u)" = 0 ] || fail "run this as root: sudo $0"
 [ -n "$root$supervisor" ] || [ -d /run/systemd/system ] || fail "no systemd runs here; in a container: $0 --supervisor"
@@ -147,7 +148,11 @@ put() {
 own() { [ -n "$root" ] || chown "$1" "$2"; }
 
 make_user() {
-  if [ -n "$root" ] || id maskd >/dev/null 2>&1; then return; fi
+  if [ -n "$root" ]; then return; fi
+  if id maskd >/dev/null 2>&1; then
+    getent group maskd >/dev/null || groupadd --system maskd # that of the service, whoever made the user
+    return
+  fi
   useradd --system --user-group --home-dir /var/lib/maskd --no-create-home --shell /usr/sbin/nologin maskd
   say "made the user maskd"
 }
@@ -158,10 +163,16 @@ make_folders() {
   own maskd:maskd "$state"
   own maskd:maskd "$state/weights"
   if [ ! -e "$settings" ]; then
-    install -m 640 "$source/systemd/maskd.env.example" "$settings"
-    own root:maskd "$settings"
+    install -m 640 "$source/systemd/maskd.env.example" "$settings.new"
+    own root:maskd "$settings.new"
+    mv "$settings.new" "$settings"
     say "wrote $settings, which is yours from now on"
   fi
+  local open
+  open=$(find -L "$root/etc/maskd" -maxdepth 1 -name '*.env' -perm /o=rwx | tr '\n' ' ')
+  [ -n "$root" ] || setpriv --reuid=maskd --regid=maskd --clear-groups test -r "$settings" ||
+    say "warning: the user maskd cannot read $settings — chown root:maskd $settings; chmod 640 $settings"
+  [ -z "$open" ] || say "warning: everybody may read $open— chmod 640 $root/etc/maskd/*.env"
   # So that every command of maskd finds the settings when it runs in the state folder.
   [ -L "$state/.env" ] || ln -s /etc/maskd/maskd.env "$state/.env"
   put "$source/systemd/maskd-command.sh" 755 "$root/usr/local/bin/maskd"
@@ -203,7 +214,7 @@ for_systemd() {
   fi
   mapfile -t wanted < <(services)
   mapfile -t unneeded < <(cd "$root/etc/systemd/system/multi-user.target.wants" 2>/dev/null &&
-    find . -name 'maskd*.service' | sed 's|^\./||' | LC_ALL=C sort | grep -vxF "$(services)")
+    find . -name maskd.service -o -name 'maskd@*.service' | sed 's|^\./||' | LC_ALL=C sort | grep -vxF "$(services)")
   local systemctl=(systemctl --quiet)
   [ -z "$root" ] || systemctl+=("--root=$root")
   [ -n "$root" ] || systemctl daemon-reload

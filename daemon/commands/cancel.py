@@ -20,9 +20,11 @@ from daemon.bulk import (
     confirmed,
     count,
     ids_of,
+    project_of,
     seconds_of,
     tell,
 )
+from daemon.progress import counted
 
 
 def cancel(
@@ -44,7 +46,7 @@ def cancel(
     wanted = {
         "ids": ids_of(ids),
         "kinds": kind or None,
-        "project": None if project is None else ids_of([project])[0],  # type: ignore[index]
+        "project": project_of(project),
         "older_seconds": None if older_than is None else seconds_of(older_than),
         "newest_first": True,  # what waits for another task before that one, which would fail it
     }
@@ -56,9 +58,14 @@ def run(wanted: dict[str, Any], manner: Manner) -> None:
     found = anyio.run(count, wanted)
     matched = found["count"]
     if manner.dry_run or not matched:
-        tell(manner, f"{matched:,} tasks would be canceled" if matched else "nothing to cancel", matched=matched, canceled=0)
+        tell(
+            manner,
+            f"{counted(matched, 'task')} would be canceled" if matched else "nothing to cancel",
+            matched=matched,
+            canceled=0,
+        )
         return
-    if not confirmed(f"Cancel {matched:,} tasks?", matched, manner):
+    if not confirmed(f"Cancel {counted(matched, 'task')}?", matched, manner):
         raise typer.Exit(1)
     sums = anyio.run(change, "cancel", wanted, found, "canceling", manner)
     done = sums["canceled"]

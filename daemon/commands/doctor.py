@@ -21,6 +21,7 @@ from daemon import checkup, checkup_database, checkup_host, log
 from daemon.checkup import Line, State
 from daemon.commands.run import secrets_of
 from daemon.config import Config, load
+from daemon.progress import plain
 from daemon.stores import way_of
 
 SIGNS = {State.OK: ("✓", "green"), State.WARN: ("!", "yellow"), State.BAD: ("✗", "bold red")}
@@ -46,9 +47,13 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="For scripts.")]
 async def examine(config: Config) -> list[Line]:
     """Every line, with this configuration's secrets redacted."""
     redact = log.redactor(secrets_of(config))
+
+    def told(text: str) -> str:
+        return "\n".join(map(plain, redact(text).splitlines()))
+
     found = await checkup.run(checkup_database.checks(config))  # by itself: times are told
     found += await checkup.run(checkup_host.checks(config))
-    return [dataclasses.replace(line, fact=redact(line.fact), advice=redact(line.advice)) for line in found]
+    return [dataclasses.replace(line, fact=told(line.fact), advice=told(line.advice)) for line in found]
 
 
 def show(console: Console, lines: Sequence[Line], as_json: bool) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import parse_qs, urlsplit
 
 import anyio
 import typer
 
 from daemon.config import database_config, has_database_url
-from daemon.stores import way_of
+from daemon.progress import counted
+from daemon.stores import place_of, way_of
 from storage import export as exports
 from storage import migrate as migrations
 from storage.base import ConfigurationError
@@ -49,7 +49,7 @@ def _migrate(plain: bool, dry_run: bool) -> None:
     plan = anyio.run(go)
     count = len(plan.applied) + len(plan.pending)
     if not dry_run:
-        typer.echo(f"up to date ({_these(count, 'migration')}, {len(plan.pending) or 'none'} of them new)")
+        typer.echo(f"up to date ({counted(count, 'migration')}, {len(plan.pending) or 'none'} of them new)")
         if plan.foreign_history and plan.pending:
             typer.echo("to have them in that project's repository, too: maskd migrate --export supabase/migrations")
         return
@@ -58,7 +58,7 @@ def _migrate(plain: bool, dry_run: bool) -> None:
     if plan.lacks_supabase and not plain:
         typer.echo("this database lacks what Supabase has: run with --plain if it is a plain Postgres")
     elif not plan.pending:
-        typer.echo(f"up to date ({_these(count, 'migration')}, none of them new)")
+        typer.echo(f"up to date ({counted(count, 'migration')}, none of them new)")
 
 
 def _export(folder: Path, dry_run: bool) -> None:
@@ -79,7 +79,7 @@ def _export(folder: Path, dry_run: bool) -> None:
     if not plan.new:
         typer.echo(f"{folder} has all migrations of maskd")
     elif not dry_run:
-        typer.echo(f"{_these(len(plan.new), 'new file')} in {folder}")
+        typer.echo(f"{counted(len(plan.new), 'new file')} in {folder}")
     for line in _hindrances(plan) or (["next: supabase db push"] if plan.new and not dry_run else []):
         typer.echo(line)
 
@@ -99,16 +99,3 @@ def _hindrances(plan: exports.Export) -> list[str]:
             f"  supabase migration repair --status applied {' '.join(plan.repeated)}",
         ]
     return lines
-
-
-def place_of(url: str) -> str:
-    """Host, port and name of a database, to be shown: neither user nor password."""
-    parts = urlsplit(url)
-    query = parse_qs(parts.query)
-    host = parts.hostname or query.get("host", [""])[0]
-    port = parts.port or query.get("port", ["5432"])[0]
-    return f"{f'[{host}]' if ':' in host else host}:{port}/{parts.path.removeprefix('/') or 'postgres'}"
-
-
-def _these(count: int, thing: str) -> str:
-    return f"{count} {thing}{'' if count == 1 else 's'}"

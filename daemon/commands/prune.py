@@ -30,7 +30,7 @@ from daemon.bulk import (
 )
 from daemon.config import Config, load
 from daemon.main import build_blobs
-from daemon.progress import Rows
+from daemon.progress import Rows, counted
 from daemon.sweep import Sweeper
 from storage.base import TaskStore, UnavailableError
 
@@ -72,13 +72,13 @@ def prune(
     total = sum(counts.values())
     words = ", ".join(f"{number:,} {ended}" for ended, number in counts.items())
     if dry_run:
-        tell(manner, f"{total:,} old tasks would be deleted ({words or 'none'})", matched=total, **counts)
+        tell(manner, f"{counted(total, 'old task')} would be deleted ({words or 'none'})", matched=total, **counts)
         return
-    if not confirmed(f"Delete {total:,} old tasks ({words}) for good?", total, manner):
+    if not confirmed(f"Delete {counted(total, 'old task')} ({words}) for good?", total, manner):
         raise typer.Exit(1)
     sums = anyio.run(_prune, Pruning(found, config, strays, manner))
     stopped = bool(sums["interrupted"])
-    words = f"{sums['deleted']:,} of {total:,} old tasks deleted"
+    words = f"{sums['deleted']:,} of {counted(total, 'old task')} deleted"
     words += f", {sums['kept']:,} kept, which live tasks name" if sums["kept"] else ""
     words += f"; {sums['blobs']:,} blobs deleted" if config is not None else ""
     words += f"; {sums['workers']:,} lost workers forgotten" if sums["workers"] else ""

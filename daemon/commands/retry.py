@@ -7,7 +7,23 @@ from typing import Annotated
 import anyio
 import typer
 
-from daemon.bulk import ASK_ABOVE, BATCH, AsJson, AskAbove, Batch, DryRun, Manner, Yes, change, confirmed, count, ids_of, tell
+from daemon.bulk import (
+    ASK_ABOVE,
+    BATCH,
+    AsJson,
+    AskAbove,
+    Batch,
+    DryRun,
+    Manner,
+    Yes,
+    change,
+    confirmed,
+    count,
+    ids_of,
+    project_of,
+    tell,
+)
+from daemon.progress import counted
 
 
 def retry(
@@ -26,12 +42,11 @@ def retry(
     if not (ids or error or kind or project):
         raise typer.BadParameter("name tasks, or say which by --error, --kind and --project")
     manner = Manner(yes, dry_run, as_json, batch, ask_above)
-    projects = ids_of(None if project is None else [project])
     wanted = {
         "ids": ids_of(ids),
         "code": error,
         "kinds": kind or None,
-        "project": projects[0] if projects else None,
+        "project": project_of(project),
         "failed": True,
     }
     found = anyio.run(count, wanted)
@@ -40,7 +55,7 @@ def retry(
         words = f"{matched:,} would be put back" if matched else "0 put back: there is no such failed task"
         tell(manner, words, matched=matched, retried=0)
         return
-    if not confirmed(f"Put {matched:,} failed tasks back?", matched, manner):
+    if not confirmed(f"Put {counted(matched, 'failed task')} back?", matched, manner):
         raise typer.Exit(1)
     sums = anyio.run(change, "retry_some", wanted, found, "putting back", manner)
     done, stopped = sums["retried"], bool(sums["interrupted"])

@@ -8,9 +8,11 @@ from typing import Annotated, Any
 import anyio
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from daemon.board import board, lonely, paused
 from daemon.config import store_config
+from daemon.progress import plain
 from daemon.stores import build_store
 
 
@@ -29,9 +31,9 @@ def show(found: dict[str, Any], console: Console) -> None:
     if not found["tasks"]:
         console.print("no active tasks")
     for kind in lonely(found):
-        console.print(f"[bold red]no live worker serves {kind}[/]", highlight=False)
+        console.print(Text(f"no live worker serves {plain(kind)}", style="bold red"))
     for kind in paused(found):
-        console.print(f"[magenta]{kind} is paused; it goes on with: maskd resume {kind}[/]", highlight=False)
+        console.print(Text(f"{plain(kind)} is paused; it goes on with: maskd resume {plain(kind)}", style="magenta"))
 
 
 async def ask_status() -> dict[str, Any]:

@@ -15,6 +15,7 @@ import typer
 from daemon.config import Config, load
 from daemon.keys import prefixes_of
 from daemon.main import build_blobs, build_keys
+from daemon.progress import plain
 from daemon.stores import open_client
 from storage.base import BlobStore
 from storage.client import Owner
@@ -80,11 +81,11 @@ def asked_params(text: str, points: list[str], boxes: list[str]) -> dict[str, An
 def describe(row: dict[str, Any]) -> str:
     """One or a few lines for a person."""
     if row["status"] == "error":
-        return f"{row['id']}: error {row['error']['code']}: {row['error']['message']}"
+        return plain(f"{row['id']}: error {row['error']['code']}: {row['error']['message']}")
     lines = [f"{row['id']}: {row['status']}"]
     if row["status"] == "done":
         metadata = row["metadata"] or {}
-        lines[0] += f", {metadata.get('count', 0)} masks by {metadata.get('engine', '?')} in {row['seconds']:.2f} s"
+        lines[0] += plain(f", {metadata.get('count', 0)} masks by {metadata.get('engine', '?')} in {row['seconds']:.2f} s")
         lines += [f"  {file}" for file in row.get("files", [])]
     return "\n".join(lines)
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any
 
 import anyio
@@ -22,8 +23,9 @@ from daemon.board import board
 from daemon.commands.status import ask_status, show
 from daemon.config import store_config
 from daemon.gate import AWAY
+from daemon.progress import plain
 from daemon.stores import build_store
-from storage.base import TaskStore
+from storage.base import RefusedError, TaskStore
 
 RESIZE_SECONDS = 0.2
 QUIT = (b"q", b"Q", b"\x03", b"\x04")
@@ -35,15 +37,16 @@ def watch(every: Annotated[float, typer.Option(help="Seconds between two looks."
     if not console.is_terminal:
         show(anyio.run(ask_status), console)
         return
-    with _keys(), contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt):
         anyio.run(_watch, console, every)
 
 
 @contextlib.contextmanager
-def _keys() -> Iterator[None]:
-    """Keys come one by one and unseen meanwhile."""
+def _terminal(live: Live) -> Iterator[None]:
+    """The screen is ours, and keys come one by one and unseen; afterwards all is as it was."""
     if not sys.stdin.isatty():
-        yield
+        with live:
+            yield
         return
     import termios
     import tty
@@ -51,7 +54,8 @@ def _keys() -> Iterator[None]:
     before = termios.tcgetattr(sys.stdin)
     try:
         tty.setcbreak(sys.stdin)
-        yield
+        with live:
+            yield
     finally:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
@@ -59,14 +63,31 @@ def _keys() -> Iterator[None]:
 async def _watch(console: Console, every: float) -> None:
     store = build_store(store_config())
     await store.open()
+    live = Live(console=console, screen=True, auto_refresh=False)
     try:
-        with Live(console=console, screen=True, auto_refresh=False) as live:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(_look, store, console, live, every)
-                await _quit()
-                tasks.cancel_scope.cancel()
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGTSTP) as signals:
+            while await _shown(store, console, live, every, signals):
+                os.kill(os.getpid(), signal.SIGSTOP)  # Ctrl-Z: the shell has its terminal, until fg
     finally:
         await store.close()
+
+
+async def _shown(store: TaskStore, console: Console, live: Live, every: float, signals: AsyncIterator[signal.Signals]) -> bool:
+    """Show it until somebody wants to leave, for a while (True) or for good."""
+    for_a_while = False
+    with _terminal(live):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_look, store, console, live, every)
+
+            async def hear() -> None:
+                nonlocal for_a_while
+                for_a_while = await anext(signals) == signal.SIGTSTP
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(hear)
+            await _quit()
+            tasks.cancel_scope.cancel()
+    return for_a_while
 
 
 async def _quit() -> None:
@@ -87,8 +108,8 @@ async def _look(store: TaskStore, console: Console, live: Live, every: float) ->
         trouble, until = "", time.monotonic() + every
         try:
             found, at = await store.status(), time.monotonic()
-        except AWAY as error:
-            trouble = str(error)
+        except (*AWAY, RefusedError) as error:
+            trouble = plain(str(error))
         drawn = None
         while (left := until - time.monotonic()) > 0 or drawn is None:
             if drawn != console.size:  # between two looks the terminal may change

@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
+from support.database import Database
 from support.people import Person, create, person
 from support.stores import KINDS, Queue, new_id
 
@@ -96,6 +97,48 @@ async def test_rows_that_somebody_holds_are_busy_and_nobody_is_waited_for(queue:
         answer = await queue.store.ask("cancel", ids=ids)
     assert (answer["canceled"], answer["busy"]) == (2, [ids[0]])
     assert (await queue.store.ask("cancel", ids=answer["busy"]))["canceled"] == 1
+
+
+async def test_a_chain_of_which_somebody_holds_a_part_is_busy_as_a_whole(queue: Queue) -> None:
+    (first, other) = await queue.insert(2)
+    second = await child_of(queue, first)
+    third = await child_of(queue, second)
+    async with queue.sql.transaction():
+        await queue.sql.execute("select from public.segmentation_results where id = $1 for update", third)
+        with anyio.fail_after(4):  # it would give up after five seconds
+            answer = await queue.store.ask("cancel", ids=[first, other])
+    assert (answer["canceled"], answer["busy"]) == (1, [first])
+    assert await queue.statuses() == {"pending": 1, "waiting": 2, "canceled": 1}
+    assert (await queue.store.ask("cancel", ids=[first]))["canceled"] == 1
+    assert await queue.statuses() == {"canceled": 2, "error": 2}
+
+
+@pytest.mark.parametrize("by", ["cancel", "settle", "delete"])
+async def test_while_a_row_is_waited_for_no_profile_is_held(queue: Queue, database: Database, by: str) -> None:
+    """Or a refund that holds that row and waits for the profile would be a deadlock."""
+    await queue.sql.execute("insert into public.users_profile (id, credits) values ($1, 100)", queue.owner.user_id)
+    (parent,) = await queue.insert()
+    child = await child_of(queue, parent)
+    await queue.sql.execute("update public.segmentation_results set charged = 1")
+    claimed = await queue.claim(new_id(), 1) if by == "settle" else ()
+    other = await database.connect()
+
+    async def end() -> None:
+        if by == "settle":
+            await queue.settle(claimed, Fate.FAILED)
+        elif by == "delete":
+            await other.execute("delete from public.segmentation_results where id = $1", parent)
+        else:
+            await other.fetch("select maskd.cancel(array[$1::uuid])", parent)
+
+    async with anyio.create_task_group() as tasks, queue.sql.transaction():
+        await queue.sql.execute("select from public.segmentation_results where id = $1 for update", child)
+        tasks.start_soon(end)
+        while not await queue.sql.fetchval("select exists (select from pg_locks where not granted)"):
+            await anyio.lowlevel.checkpoint()
+        await queue.sql.execute("select from public.users_profile where id = $1 for update nowait", queue.owner.user_id)
+    await other.close()
+    assert await queue.sql.fetchval("select credits from public.users_profile") == 102
 
 
 async def test_a_failed_chain_is_put_back_as_a_whole_whatever_the_order_it_is_named_in(queue: Queue) -> None:

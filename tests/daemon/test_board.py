@@ -89,3 +89,30 @@ def test_a_worker_that_is_silent_cut_off_or_has_lost_threads_is_seen() -> None:
 def test_beats_of_an_older_version_that_told_less_are_drawn_too() -> None:
     bare = worker(0, info={"host": "old", "pid": 1, "version": "0.0.9", "pools": {"cpu": ["segment_visual"]}})
     assert "0.0.9" in drawn(status(1, 0, 0) | {"workers": [bare], "rates": []}, 80)
+
+
+HOSTILE = "[/red] [link=x]a[/link] \x1b]0;title\x07\x1b[2J\x9b31m\r\nb\u202e"
+
+
+@pytest.mark.parametrize(("width", "height"), [(20, 6), *SIZES])
+def test_what_others_wrote_is_shown_as_text_and_steers_no_terminal(width: int, height: int) -> None:
+    found = status(kinds=2, workers=1, errors=0)
+    found["errors"] = [{"id": ID, "kind": HOSTILE, "code": HOSTILE, "message": HOSTILE, "ago_seconds": -5.0}]
+    load = {HOSTILE: {"busy": 1, "slots": 2, "held": 30, "capacity": 32, "lost": 1}}
+    info = {"host": HOSTILE, "version": HOSTILE, "wake": HOSTILE, "load": load, "failing": [HOSTILE]}
+    info["running"] = [{"id": ID, "kind": HOSTILE, "tasks": 2, "share": 0.4, "seconds": -1.0}]
+    found["workers"] = [worker(0, info=info, kinds=[HOSTILE], silent_seconds=-3600.0)]
+    shown = drawn(found, width, height)
+    assert {each for each in shown if not each.isprintable()} == {"\n"}
+    assert len(shown.splitlines()) <= height
+    assert "-1.0 s" not in shown
+    if width >= 140:
+        assert "[/red] [link=x]a[/link]" in shown
+
+
+def test_a_long_name_of_a_kind_leaves_room_for_the_message() -> None:
+    found = status(kinds=1, workers=0, errors=0)
+    found["errors"] = [
+        {"id": ID, "kind": "k" * 500, "code": "kind_unknown", "message": "There is no such kind.", "ago_seconds": 5.0}
+    ]
+    assert "There is no such kind." in drawn(found, 110)

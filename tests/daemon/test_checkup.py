@@ -351,16 +351,20 @@ def test_dead_rows_that_pile_up_are_told() -> None:
         ({"kinds": [("a", True), ("b", False)], "tasks": [("a", "pending")], "workers": [True]}, State.WARN, "nobody serves b"),
         ({"kinds": [("a", True), ("b", False)], "tasks": [("b", "pending")], "workers": [True]}, State.BAD, "rows wait for b"),
         ({"kinds": [("a", False)], "tasks": [("a", "delayed")], "workers": [False]}, State.WARN, "no worker is alive"),
+        ({"kinds": [("P", False)], "tasks": [("P", "pending")], "workers": [True]}, State.WARN, "paused: P"),
+        ({"kinds": [("P", True)], "tasks": [], "workers": [False]}, State.WARN, "no worker is alive; paused: P"),
+        ({"kinds": [("P", True), ("b", False)], "tasks": [("b", "pending")], "workers": [True]}, State.BAD, "serves; paused: P"),
     ],
 )
 def test_kinds_that_nobody_serves_are_told_most_of_all_when_rows_wait(status: Mapping[str, Any], state: State, told: str) -> None:
     found = {
-        "kinds": [{"kind": kind, "served": served, "paused": False} for kind, served in status["kinds"]],
+        "kinds": [{"kind": kind, "served": served, "paused": kind == "P"} for kind, served in status["kinds"]],
         "tasks": [{"kind": kind, "status": word} for kind, word in status["tasks"]],
         "workers": [{"alive": alive} for alive in status["workers"]],
     }
     line = kinds_line(found)
     assert (line.state, told in line.fact) == (state, True), line
+    assert ("maskd resume" in line.advice) == ("P" in line.fact)
 
 
 async def test_a_check_that_fails_or_hangs_stops_no_other_and_its_lines_are_all_there() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from daemon.config import database_config, load
+from daemon.config import database_config, load, store_config
 from daemon.stores import address, build_sources, build_store
 from storage.base import ConfigurationError
 from storage.postgres import PostgresStore, translate
@@ -145,3 +145,16 @@ def test_origins_are_a_list_without_paths_or_stars() -> None:
     assert load(GOOD, NOWHERE).origins() == frozenset()
     for wrong in ("*", "app.example", "https://app.example/", "https://a.example,,https://b.example"):
         assert mistakes(MASKD_CORS_ORIGINS=wrong)[0].startswith("MASKD_CORS_ORIGINS: ")
+
+
+def test_a_file_of_settings_is_read_as_systemd_reads_it_and_nothing_is_put_in(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("DATABASE_URL=postgresql://u:a${HOME}b@db/x\nMASKD_BLOB_DIR=/tmp/blobs\n")
+    assert load({}, tmp_path / ".env").database_dsn() == "postgresql://u:a${HOME}b@db/x"
+
+
+def test_a_file_of_settings_that_cannot_be_read_is_told_of_without_what_is_in_it(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"DATABASE_URL=hidden\xff\n")
+    for ask in (load, store_config, database_config):
+        with pytest.raises(ConfigurationError, match="cannot be read: it is not UTF-8") as caught:
+            ask({}, tmp_path / ".env")
+        assert "hidden" not in str(caught.value)

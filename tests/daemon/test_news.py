@@ -9,7 +9,7 @@ import pytest
 
 from daemon import metrics
 from daemon.engines import Station
-from daemon.news import PausedKinds, gpu_memory
+from daemon.news import MB, PausedKinds, gpu_memory
 from daemon.server import Server
 from daemon.session_routes import Access
 from models.base import Models
@@ -54,8 +54,12 @@ async def test_health_asks_once_the_worker_has_begun(status: str, asked: bool) -
     assert body == ({"status": status, "paused": []} if asked else {"status": status})
 
 
-def test_a_host_without_gpus_has_no_gpu_memory_and_loads_no_torch_for_it() -> None:
-    assert gpu_memory([Station("cpu", "cpu", Models(EmbeddingCache(0)))], None) == {}
+def test_gpu_memory_is_told_by_device_in_mib_of_what_maskd_may_take() -> None:
+    cpu, gpu, silent = (
+        Station(*names, Models(EmbeddingCache(0))) for names in (("cpu", "cpu"), ("gpu0", "cuda:0"), ("gpu1", "cuda:1"))
+    )
+    known = {"gpu0": {"total": 80 * MB, "budget": 16 * MB, "allocated": 2 * MB, "reserved": 3 * MB}}
+    assert gpu_memory([gpu, silent, cpu], known) == {"cuda:0": {"used_mb": 3, "total_mb": 16}}
 
 
 def test_latencies_are_the_median_and_the_95th_percentile_of_the_last_times() -> None:

@@ -10,7 +10,7 @@ import pytest
 from support.database import Database
 
 from daemon.commands.migrate import migrate as command
-from daemon.commands.migrate import place_of
+from daemon.stores import place_of
 from storage import schema
 from storage.base import ConfigurationError
 from storage.export import NO_HISTORIES, Export, Histories, check_folder, plan_export, write

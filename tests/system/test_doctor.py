@@ -72,7 +72,7 @@ def test_on_a_terminal_it_is_a_table_that_fits(database: Database, tmp_path: Pat
     database.execute("grant all on public.segmentation_results to anon; drop index public.segmentation_results_claim")
     lines = on_a_terminal(settings(database, tmp_path), 80)
     assert max(map(len, lines)) <= 80
-    assert lines[0].startswith("✓ connection   direct to 127.0.0.1, ")
+    assert lines[0].startswith("✓ connection   direct to 127.0.0.1:")
     assert "✗ grants       anon may DELETE, INSERT, SELECT, TRUNCATE, UPDATE" in lines
     advice = lines[lines.index("✗ indexes      missing: segmentation_results_claim") + 1]
     assert advice.startswith("               → Run in SQL: create index")

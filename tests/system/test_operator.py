@@ -6,9 +6,11 @@ import json
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import uuid
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -21,8 +23,10 @@ from support.terminal import terminal
 from typer.testing import CliRunner
 
 from daemon.cli import app
+from daemon.commands.submit import describe
 
 CREDITS = 5000
+LEAVE = "\x1b[?1049l"
 
 
 def maskd(site: Site, *arguments: str, code: int = 0, **settings: str) -> Any:
@@ -107,6 +111,10 @@ def test_what_cannot_be_meant_is_a_usage_error_that_says_what_to_change(site: Si
     assert "UUID" in maskd(site, "cancel", "first", code=2)
     assert "--error" in maskd(site, "retry", code=2)
     assert "30m" in maskd(site, "prune", "--done-before", "1y", code=2)
+    for command, option in (("prune", "--errors-before"), ("cancel", "--older-than")):
+        assert "hundred years" in maskd(site, command, option, "9" * 400 + "d", code=2)
+        assert "hundred years" in maskd(site, command, option, "99999d", code=2)
+    assert "column id of projects" in " ".join(maskd(site, "retry", "--project", "mine", code=2).split())
 
 
 def test_a_prune_beside_a_daemon_takes_old_tasks_with_their_blobs_and_leaves_what_a_live_one_names(site: Site) -> None:
@@ -248,6 +256,31 @@ def test_watch_fits_the_terminal_follows_the_queue_and_leaves_it_clean(site: Sit
     text = screen.shown.decode()
     assert text.count("\x1b[?1049h") == text.count("\x1b[?1049l") == 1, "the screen is given back"
     assert "Traceback" not in text
+
+
+def test_a_watch_that_is_stopped_or_ended_from_outside_gives_the_terminal_back(site: Site) -> None:
+    with terminal(site.settings(), "watch", "--every", "0.2") as screen:
+        screen.expect("q quits")
+        screen.process.send_signal(signal.SIGTSTP)
+        screen.expect(LEAVE)
+        wait_until("it sleeps", lambda: "T (stopped)" in Path(f"/proc/{screen.process.pid}/status").read_text())
+        assert termios.tcgetattr(screen.fd)[3] & termios.ICANON, "the shell's lines are edited as ever"
+        screen.shown = b""
+        screen.process.send_signal(signal.SIGCONT)
+        screen.expect("q quits")
+        screen.process.send_signal(signal.SIGTERM)
+        assert screen.wait() == 0
+        assert termios.tcgetattr(screen.fd)[3] & termios.ICANON
+    assert screen.shown.decode().count(LEAVE) == 1
+
+
+def test_a_name_that_a_user_made_up_breaks_neither_status_nor_the_terminal(site: Site) -> None:
+    site.queue.insert("[/red]\x1b[2J", {}, None, 1)
+    said = maskd(site, "status")
+    assert "[/red]" in said
+    assert "\x1b" not in said
+    (row,) = site.queue.ask("select id::text, status, error from public.segmentation_results")
+    assert "\x1b" not in describe(row)
 
 
 def test_on_a_terminal_many_are_cancelled_only_after_a_yes(site: Site) -> None:

@@ -118,6 +118,38 @@ def test_settings_that_are_there_are_kept(root: Path) -> None:
     assert (root / "etc/maskd/maskd.env").read_text().endswith("MASKD_BLOB_DIRR=/x\n")
 
 
+@needs_systemctl
+def test_services_of_other_names_are_left_alone(root: Path) -> None:
+    (root / UNITS).mkdir(parents=True)
+    (root / WANTED).mkdir()
+    (root / UNITS / "maskd-backup.service").write_text("[Service]\nExecStart=/bin/true\n[Install]\nWantedBy=multi-user.target\n")
+    (root / WANTED / "maskd-backup.service").symlink_to("../maskd-backup.service")
+    install(root, "--gpus", "2")
+    install(root)
+    assert enabled(root) == {"maskd.service", "maskd-backup.service"}
+
+
+def test_secrets_that_everybody_may_read_are_told_of(root: Path) -> None:
+    said = install(root, "--supervisor")
+    assert "warning" not in said
+    assert (root / "etc/maskd/maskd.env").stat().st_mode & 0o777 == 0o640
+    assert [file.name for file in (root / "etc/maskd").iterdir()] == ["maskd.env"]
+    (root / "etc/maskd/maskd-0.env").write_text("R2_SECRET_ACCESS_KEY=secret\n")
+    (root / "etc/maskd/maskd-0.env").chmod(0o644)
+    assert f"warning: everybody may read {root}/etc/maskd/maskd-0.env" in install(root, "--supervisor")
+
+
+def test_modules_that_lie_where_it_is_started_are_not_run(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "with spaces" / "$(touch x)"
+    folder.mkdir(parents=True)
+    for module in ("venv", "ensurepip", "torch", "pip"):
+        (folder / f"{module}.py").write_text("import pathlib; pathlib.Path(__file__).with_suffix('.ran').touch()\n")
+    monkeypatch.chdir(folder)
+    install(root, "--supervisor")
+    assert not [*folder.glob("*.ran")]
+    assert not (folder / "x").exists()
+
+
 def test_supervisor_gets_as_many_processes_as_there_are_gpus(root: Path) -> None:
     install(root, "--supervisor")
     conf = root / "etc/supervisor/conf.d/maskd.conf"
