@@ -14,7 +14,7 @@ PYTHON ?=
 ARGS ?=
 KEEP ?=
 TORCH ?= torch==2.13.0
-WORKERS ?= 2
+WORKERS ?= 3
 
 VENV := .venv
 BIN := $(VENV)/bin
