@@ -143,8 +143,8 @@ class SimulatedDaemon(Daemon):
         super().__init__(config, {KIND: handler}, NoBlobs(), cache, build_session_store(config))
         self.store = Watched(self.store, seen)  # type: ignore[assignment]
 
-    async def _load(self) -> list[Station]:
-        return [Station("gpu0", "simulated", Models(self.cache, visual=Mock(device="simulated")))]
+    async def _load(self) -> None:
+        self.stations = [Station("gpu0", "simulated", Models(self.cache, visual=Mock(device="simulated")))]
 
 
 async def serve(dsn: str, daemons: int, image_seconds: float, batch: int, turns: bool = True, **more: str) -> None:
