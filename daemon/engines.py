@@ -133,7 +133,7 @@ def describe(stations: Sequence[Station]) -> dict[str, dict[str, Any]]:
 def memories(stations: Sequence[Station], config: Config) -> dict[str, Callable[[], Mapping[str, int]]]:
     """By GPU how its memory is read; one call may block."""
     budget_bytes = None if config.gpu_memory_mb is None else config.gpu_memory_mb * MB
-    return {s.name: partial(torch_device.memory, s.device, budget_bytes) for s in stations if s.device != CPU}
+    return {s.name: partial(torch_device.memory, s.device, budget_bytes) for s in stations if s.device.startswith("cuda")}
 
 
 def show_ready(stations: Sequence[Station]) -> None:
