@@ -42,10 +42,6 @@ language sql volatile security invoker set search_path = '' as $$
   select maskd.tend(worker, lease_seconds, unserved_seconds, most, ahead_seconds)
 $$;
 
--- Puts failed tasks back; how many. A replay finds them no longer failed and counts fewer.
-create or replace function public.maskd_retry(only_ids uuid[], only_code text, most integer) returns jsonb
-language sql volatile security invoker set search_path = '' as $$ select to_jsonb(maskd.retry(only_ids, only_code, most)) $$;
-
 -- Inserts one task, as the Edge does, under an id that the caller makes: a replay inserts nothing. The id.
 create or replace function public.maskd_submit(task jsonb) returns jsonb
 language plpgsql volatile security invoker set search_path = '' as $$
@@ -87,7 +83,7 @@ declare
 begin
   foreach f in array array['maskd.tend(uuid, double precision, double precision, integer, double precision)',
     'public.maskd_tend(uuid, double precision, double precision, integer, double precision)',
-    'public.maskd_retry(uuid[], text, integer)', 'public.maskd_submit(jsonb)', 'public.maskd_rows(uuid[])', 'public.maskd_projects(integer)']
+    'public.maskd_submit(jsonb)', 'public.maskd_rows(uuid[])', 'public.maskd_projects(integer)']
   loop
     execute format('revoke all on function %s from public, anon, authenticated', f);
     execute format('grant execute on function %s to service_role', f);

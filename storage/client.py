@@ -63,10 +63,6 @@ class Client(Protocol):
         """These tasks once all are final; TimeoutError when that takes too long."""
         ...
 
-    async def retry(self, ids: Sequence[str] | None, code: str | None, most: int) -> int:
-        """Put failed tasks back, all or those named, of any error code or one; how many."""
-        ...
-
 
 async def finished(
     look: Callable[[Sequence[str]], Awaitable[list[dict[str, Any]]]],
@@ -149,10 +145,6 @@ class TaskClient:
     async def finished(self, ids: Sequence[str], timeout_seconds: float) -> list[dict[str, Any]]:
         """These tasks once all are final; TimeoutError when that takes too long."""
         return await finished(self.rows, ids, timeout_seconds, LOOK_SECONDS)
-
-    async def retry(self, ids: Sequence[str] | None, code: str | None, most: int) -> int:
-        """Put failed tasks back; how many."""
-        return int((await self._fetch("select maskd.retry($1, $2, $3)", None if ids is None else list(ids), code, most))[0][0])
 
     async def _local_owner(self) -> Owner:
         users = await self._fetch(

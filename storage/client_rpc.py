@@ -79,11 +79,6 @@ class RpcClient:
         """These tasks once all are final; TimeoutError when that takes too long."""
         return await finished(self.rows, ids, timeout_seconds, LOOK_SECONDS)
 
-    async def retry(self, ids: Sequence[str] | None, code: str | None, most: int) -> int:
-        """Put failed tasks back; how many. Not asked again when the reply is lost: the answer would count too few."""
-        only = None if ids is None else list(ids)
-        return await self._rpc.call("retry", int, once=True, only_ids=only, only_code=code, most=most)
-
 
 def _user(answer: Any) -> str | None:
     return None if answer is None else str(answer)

@@ -1,7 +1,7 @@
 """Calls of public.maskd_… by PostgREST, with a project's URL and service key alone: time-outs, bounds, what an answer means.
 
 Enters: SUPABASE_URL and a service key. Leaves: answers that were read, or the errors of `storage.base`. A call is asked once more
-when its connection breaks, unless it is to be asked `once`: the others bear a replay. Neither key nor body stands in an error.
+when its connection breaks: all of them bear a replay. Neither key nor body stands in an error.
 """
 
 from __future__ import annotations
@@ -88,16 +88,16 @@ class Rpc:
             except TimeoutError:
                 return
 
-    async def call(self, function: str, read: Callable[[Any], Answer], *, once: bool = False, **arguments: Any) -> Answer:
+    async def call(self, function: str, read: Callable[[Any], Answer], **arguments: Any) -> Answer:
         """What `read` makes of the answer of public.maskd_<function>, within the time-out. An answer that it cannot read is the
         fault of the server, or of a proxy before it: asking again may help."""
-        answer = await self._ask(function, arguments, once)
+        answer = await self._ask(function, arguments)
         try:
             return read(answer)
         except UNREADABLE as error:
             raise UnavailableError(f"Supabase's answer to maskd_{function} is not understood ({type(error).__name__})") from None
 
-    async def _ask(self, function: str, arguments: dict[str, Any], once: bool) -> Any:
+    async def _ask(self, function: str, arguments: dict[str, Any]) -> Any:
         assert self._client is not None, "open() comes first"
         call = self._client.rpc(f"maskd_{function}", arguments)
         try:
@@ -105,8 +105,6 @@ class Rpc:
                 try:
                     return (await call.execute()).data
                 except BROKEN:
-                    if once:
-                        raise
                     return (await call.execute()).data
         except (httpx.HTTPError, TimeoutError) as error:
             raise UnavailableError(f"Supabase does not answer ({type(error).__name__})") from None  # a request has headers

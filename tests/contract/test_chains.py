@@ -103,8 +103,8 @@ async def test_a_child_that_is_retried_after_its_parent_takes_what_that_one_made
     child = await chained(queue, parent)
     await queue.settle(await queue.claim(new_id()), Fate.FAILED, code="internal", message="x")
     assert (await queue.error(child) or {})["code"] == "after_failed"
-    await queue.client.retry([parent], None, 1)
+    await queue.retry([parent], None, 1)
     await queue.settle(await queue.claim(new_id()), values=json.dumps({"result_image_url": "masks/made.png"}))
-    assert await queue.client.retry([child], None, 1) == 1
+    assert await queue.retry([child], None, 1) == 1
     row = await queue.sql.fetchrow("select status, source_image_url from public.segmentation_results where id = $1", child)
     assert (row["status"], row["source_image_url"]) == ("pending", "masks/made.png")

@@ -121,7 +121,7 @@ async def test_retry_by_hand_starts_attempts_and_deaths_anew(queue: Queue) -> No
     tasks = await queue.claim(new_id())
     await queue.settle(tasks[:1], Fate.FAILED, code="internal", message="x")
     await queue.settle(tasks[1:], Fate.FAILED, code="image_invalid", message="x")
-    assert await queue.client.retry(None, "internal", 100) == 1
+    assert await queue.retry(None, "internal", 100) == 1
     row = await queue.row(tasks[0].id)
     assert (row["status"], row["attempts"], row["error"], row["claim_token"]) == ("pending", 0, None, None)
 
@@ -178,7 +178,7 @@ async def test_a_child_whose_parent_failed_is_not_put_back_alone(queue: Queue) -
         parent,
     )
     await queue.settle(await queue.claim(new_id()), Fate.FAILED, code="image_invalid", message="x")
-    assert await queue.client.retry(None, "after_failed", 10) == 0
+    assert await queue.retry(None, "after_failed", 10) == 0
 
 
 async def test_a_row_that_somebody_holds_ends_the_wait_on_the_server_too(queue: Queue) -> None:

@@ -91,7 +91,7 @@ async def test_only_the_service_may_execute_the_functions_even_where_everybody_w
     sql = await empty_database.connect()
     found = [row[0] for row in await sql.fetch(SIDE, role)]
     await sql.close()
-    assert len(found) == 31
+    assert len(found) == 30
     assert set(found) == {may}
 
 

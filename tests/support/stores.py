@@ -94,6 +94,10 @@ class Queue:
         verdicts = await self.store.settle([Outcome(task.id, task.token, fate, **more) for task in tasks])
         return {task_id: verdict.value for (task_id, _), verdict in verdicts.items()}
 
+    async def retry(self, ids: Sequence[str] | None, code: str | None, most: int) -> int:
+        """Put failed tasks back; how many."""
+        return int(await self.sql.fetchval("select maskd.retry($1, $2, $3)", ids, code, most))
+
     async def row(self, task_id: str) -> asyncpg.Record:
         row = await self.sql.fetchrow("select * from public.segmentation_results where id = $1", task_id)
         assert row is not None
